@@ -1,0 +1,64 @@
+"""Reading Paddle's .pdparams without running what is in it.
+
+`paddle.save` writes a pickle, and `paddle.load` executes whatever a pickle says. This reader allows the few names that
+arrays are rebuilt from and refuses every other before it is imported.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+from typing import Any
+
+from common.cli import UserError
+
+import numpy as np
+
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler for dictionaries of arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which no weight file needs")
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to data outside the file")
+
+
+def read_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the arrays of a .pdparams or .pdopt file.
+
+    Returns:
+        Name -> array; entries that are no arrays (Paddle's table of parameter names, learning-rate state) are left out.
+
+    Raises:
+        UserError: The file is missing, damaged, holds no dictionary, or asks for code: it is refused, nothing ran.
+    """
+    try:
+        with open(path, "rb") as stream:
+            content = _ArrayUnpickler(stream, encoding="latin1").load()
+    except FileNotFoundError:
+        raise UserError(f"no weight file {path}: check the path") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, nothing in it was run: {error}; ask its author for safetensors") from None
+    except Exception as error:  # a damaged pickle can raise anything, from EOFError to MemoryError's kin
+        raise UserError(f"{path}: not a whole .pdparams file ({type(error).__name__}: {error})") from None
+    if not isinstance(content, dict | collections.OrderedDict):
+        raise UserError(f"{path}: holds {type(content).__name__}, not a dictionary of arrays")
+    return {
+        str(name): value for name, value in content.items() if isinstance(value, np.ndarray) and value.dtype != object
+    }

@@ -1,0 +1,303 @@
+"""The files of a run: one format for all projects, written while training and read by `results/`.
+
+    output/<run_id>/   run_id = <config>_s<seed>_<yyyymmdd>_<commit7>
+        config.yaml    the experiment, complete
+        env.json       versions, machine, commit, command, what the run needs to be told apart from others
+        train.csv      one row per logged step
+        eval.csv       one row per evaluation: protocol, split and scores
+        per_class.csv  one row per evaluation and class
+        curve.png      validation mIoU and training loss against iterations
+
+Rows are appended and flushed one by one, so a killed run keeps what it had; a half-written last line is no row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError
+from common.files import atomic_write
+from common.metrics import ConfusionMatrix
+
+import numpy as np
+
+EVAL_COLUMNS = (
+    *("step", "split", "protocol", "images", "miou_percent", "pixel_accuracy_percent", "mean_accuracy_percent"),
+    *("fwiou_percent", "mean_dice_percent", "kappa_percent", "absent_classes", "loss", "seconds"),
+)
+PER_CLASS_COLUMNS = ("step", "split", "class_id", "class_name", "iou_percent", "accuracy_percent", "dice_percent")
+
+Row = dict[str, Any]
+
+
+class RunLog:
+    """Writer of one run folder.
+
+    Args:
+        folder: The run folder; made if missing. A folder that holds rows already is continued.
+        train_columns: Columns of train.csv; the first is "step".
+    """
+
+    def __init__(self, folder: str | os.PathLike, train_columns: Sequence[str]):
+        self.folder = Path(folder)
+        self._columns = {
+            "train.csv": tuple(train_columns),
+            "eval.csv": EVAL_COLUMNS,
+            "per_class.csv": PER_CLASS_COLUMNS,
+        }
+
+    def start(self, config_text: str, env: Mapping[str, Any]) -> None:
+        """Writes config.yaml and env.json."""
+        with atomic_write(self.folder / "config.yaml") as stream:
+            stream.write(config_text)
+        with atomic_write(self.folder / "env.json") as stream:
+            json.dump(env, stream, indent=2, ensure_ascii=False)
+            stream.write("\n")
+
+    def trim(self, step: int) -> None:
+        """Drops the rows after `step`, as a resumed run writes them again."""
+        for name, columns in self._columns.items():
+            rows = _read_csv(self.folder / name)
+            with atomic_write(self.folder / name) as stream:
+                writer = csv.DictWriter(stream, columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(row for row in rows if int(row["step"]) <= step)
+
+    def log_train(self, row: Mapping[str, Any]) -> None:
+        """Appends one row to train.csv."""
+        self._append("train.csv", [row])
+
+    def log_eval(
+        self,
+        step: int,
+        split: str,
+        protocol: str,
+        matrix: ConfusionMatrix,
+        class_names: Sequence[str],
+        images: int,
+        loss: float,
+        seconds: float,
+    ) -> None:
+        """Appends one evaluation to eval.csv and per_class.csv. Scores are stored in per cent with 4 decimals."""
+        self._append("eval.csv", [eval_row(step, split, protocol, matrix, class_names, images, loss, seconds)])
+        self._append("per_class.csv", per_class_rows(step, split, matrix, class_names))
+
+    def draw_curve(self, title: str) -> None:
+        """Draws curve.png from the rows so far."""
+        draw_curve(read_run(self.folder), self.folder / "curve.png", title)
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        path = self.folder / name
+        columns = self._columns[name]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        if not path.exists():
+            writer.writeheader()
+        writer.writerows(rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8", newline="") as stream:
+            stream.write(text.getvalue())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read: rows are dictionaries of strings as they stand in the files."""
+
+    folder: Path
+    config_text: str
+    env: dict[str, Any]
+    train: list[Row] = field(default_factory=list)
+    eval: list[Row] = field(default_factory=list)
+    per_class: list[Row] = field(default_factory=list)
+
+    def best(self) -> Row | None:
+        """The evaluation row with the highest mIoU, the earliest among equals."""
+        scored = [row for row in self.eval if row["miou_percent"] not in ("", "nan")]
+        return max(scored, key=lambda row: float(row["miou_percent"]), default=None)
+
+
+def read_run(folder: str | os.PathLike) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        UserError: It is no run folder, or a file in it cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        config_text = (folder / "config.yaml").read_text(encoding="utf-8")
+        env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no run folder: {Path(error.filename).name} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{folder}: config.yaml or env.json is damaged ({error})") from None
+    tables = [_read_csv(folder / name) for name in ("train.csv", "eval.csv", "per_class.csv")]
+    return Run(folder, config_text, env, *tables)
+
+
+def run_id(config_name: str, seed: int, commit: str, day: str | None = None) -> str:
+    """<config>_s<seed>_<yyyymmdd>_<commit7>; today (UTC) if no day is given."""
+    day = day or datetime.now(UTC).strftime("%Y%m%d")
+    return f"{config_name}_s{seed}_{day}_{commit[:7]}"
+
+
+def git_commit(folder: str | os.PathLike) -> tuple[str, bool]:
+    """The commit that the code in `folder` is at and whether tracked files were changed since; ("unknown", False) outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def environment(packages: Sequence[str], **more: Any) -> dict[str, Any]:
+    """What env.json holds: time, command, commit, machine, versions of `packages`, and what the project adds."""
+    commit, changed = git_commit(Path(__file__).parent)
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "started_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit,
+        "commit_changed": changed,
+        "python": platform.python_version(),
+        "packages": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        **more,
+    }
+
+
+def eval_row(
+    step: int,
+    split: str,
+    protocol: str,
+    matrix: ConfusionMatrix,
+    class_names: Sequence[str],
+    images: int,
+    loss: float,
+    seconds: float,
+) -> Row:
+    """One row of eval.csv."""
+    scores = {
+        "miou_percent": matrix.mean_iou(),
+        "pixel_accuracy_percent": matrix.pixel_accuracy(),
+        "mean_accuracy_percent": matrix.mean_accuracy(),
+        "fwiou_percent": matrix.frequency_weighted_iou(),
+        "mean_dice_percent": matrix.mean_dice(),
+        "kappa_percent": matrix.kappa(),
+    }
+    return {
+        "step": step,
+        "split": split,
+        "protocol": protocol,
+        "images": images,
+        **{name: _percent(value) for name, value in scores.items()},
+        "absent_classes": " | ".join(class_names[i] for i in matrix.absent_classes()),
+        "loss": f"{loss:.6f}",
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+def per_class_rows(step: int, split: str, matrix: ConfusionMatrix, class_names: Sequence[str]) -> list[Row]:
+    """The rows of per_class.csv of one evaluation."""
+    columns = zip(class_names, matrix.iou(), matrix.accuracy(), matrix.dice(), strict=True)
+    return [
+        {
+            "step": step,
+            "split": split,
+            "class_id": index,
+            "class_name": name,
+            "iou_percent": _percent(iou),
+            "accuracy_percent": _percent(accuracy),
+            "dice_percent": _percent(dice),
+        }
+        for index, (name, iou, accuracy, dice) in enumerate(columns)
+    ]
+
+
+def draw_curve(run: Run, path: str | os.PathLike, title: str) -> None:
+    """Draws validation mIoU (left axis) and training loss (right axis, smoothed) against iterations into a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    left = figure.add_subplot()
+    steps = [int(row["step"]) for row in run.train]
+    losses = [float(row["loss"]) for row in run.train]
+    if steps:
+        right = left.twinx()
+        right.plot(steps, _smooth(losses), color="0.65", linewidth=1.2, label="training loss")
+        right.set_ylabel("training loss", color="0.45")
+        right.set_ylim(bottom=0)
+        left.set_zorder(right.get_zorder() + 1)
+        left.patch.set_visible(False)
+    for split in sorted({row["split"] for row in run.eval}):
+        rows = [row for row in run.eval if row["split"] == split]
+        points = [(int(row["step"]), float(row["miou_percent"])) for row in rows]
+        left.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2, label=f"{split} mIoU")
+    best = run.best()
+    if best:
+        x, y = int(best["step"]), float(best["miou_percent"])
+        left.annotate(f"{y:.2f} %", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontweight="bold")
+        left.legend(loc="lower right", frameon=False)
+    left.set(xlabel="iterations", ylabel="mean IoU (%)", title=title, ylim=(0, 100))
+    left.grid(alpha=0.25)
+    with atomic_write(path, "wb") as stream:
+        figure.savefig(stream, format="png")
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """A running mean over about a fiftieth of the curve."""
+    window = max(1, len(values) // 50)
+    sums = np.cumsum(np.concatenate([[0.0], np.asarray(values, dtype=np.float64)]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4f}"
+
+
+def _read_csv(path: Path) -> list[Row]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]  # a kill can leave a last line without its end
+    rows = list(csv.DictReader(io.StringIO(whole)))
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path}: a row has not as many cells as the header; the file is damaged")
+    return rows
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,178 @@
+"""Checkpoints: one safetensors file that holds tensors and, as JSON in its header, everything else.
+
+Nothing in such a file can be executed. It is written to a temporary file, synced and renamed, so `last.safetensors` and
+`best.safetensors` are always whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError
+from common.files import atomic_write
+from common.pdparams import read_pdparams
+
+import numpy as np
+import paddle
+import safetensors
+import safetensors.numpy
+from paddle import nn
+
+FORMAT = "segrepro-stdc_seg-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint says besides tensors.
+
+    Attributes:
+        step: Updates done so far. With the seed it gives the position in the data stream and the learning rate; the network
+            draws no random numbers while it trains, so this is all the random state there is.
+        best_miou: Highest validation mIoU so far as a fraction; NaN before the first evaluation.
+        best_step: Its step.
+        config_text: The experiment as YAML.
+        class_names: By train id.
+        mean: Of RGB pictures scaled to 0..1.
+        std: Likewise.
+    """
+
+    step: int
+    best_miou: float
+    best_step: int
+    config_text: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def save_checkpoint(
+    path: str | os.PathLike, model: nn.Layer, optimizer: paddle.optimizer.Optimizer | None, state: TrainState
+) -> None:
+    """Writes model, optimizer state (if given) and `state` to one file, whole or not at all."""
+    tensors = {f"model.{name}": _to_numpy(value) for name, value in model.state_dict().items()}
+    if optimizer is not None:
+        tensors |= {f"velocity.{name}": value for name, value in _velocities(model, optimizer).items()}
+    header = {"format": FORMAT, "state": json.dumps(dataclasses.asdict(state))}
+    with atomic_write(path, "wb") as stream:
+        stream.write(safetensors.numpy.save(tensors, metadata=header))
+
+
+def read_state(path: str | os.PathLike) -> TrainState:
+    """Reads what a checkpoint says besides tensors.
+
+    Raises:
+        UserError: The file is missing, damaged, or no checkpoint of this project.
+    """
+    with _open(path) as file:
+        header = file.metadata() or {}
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of stdc_seg (plain weights? give them as model.backbone_weights)")
+    values = json.loads(header["state"])
+    for name in ("class_names", "mean", "std"):
+        values[name] = tuple(values[name])
+    return TrainState(**values)
+
+
+def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str, ...]) -> TrainState:
+    """Fills the model from a checkpoint, strictly.
+
+    Raises:
+        UserError: Other classes, a missing, unknown or differently shaped tensor.
+    """
+    state = read_state(path)
+    if len(state.class_names) != len(class_names):
+        raise UserError(
+            f"{path}: made for {len(state.class_names)} classes ({_few(state.class_names)}), the data has "
+            f"{len(class_names)} ({_few(class_names)}): use weights and data of the same classes"
+        )
+    _fill(model, _tensors(path, "model."), path)
+    return state
+
+
+def load_optimizer(path: str | os.PathLike, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
+    """Fills the optimizer's momentum from a checkpoint.
+
+    Raises:
+        UserError: The checkpoint was saved without, or for another network.
+    """
+    velocities = _tensors(path, "velocity.")
+    names = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    if set(velocities) != set(names):
+        raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
+    optimizer.set_state_dict(
+        {f"{names[name].name}_velocity_0": paddle.to_tensor(value) for name, value in velocities.items()}
+    )
+
+
+def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
+    """Fills the backbone from a weight file (.safetensors or .pdparams), all of it or an error.
+
+    Keys may carry the prefix "backbone." (a whole classifier or network); other parts of the file are left out.
+
+    Raises:
+        UserError: The file cannot be read, or lacks a tensor of the backbone.
+    """
+    path = Path(path)
+    tensors = read_pdparams(path) if path.suffix == ".pdparams" else _tensors(path, "")
+    tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
+    wanted = backbone.state_dict()
+    prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""
+    _fill(backbone, {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}, path)
+
+
+def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLike) -> None:
+    wanted = model.state_dict()
+    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or unknown:
+        raise UserError(
+            f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
+            f"{len(unknown)} are not known ({_few(unknown)})"
+        )
+    for name, value in tensors.items():
+        if tuple(wanted[name].shape) != value.shape:
+            raise UserError(f"{path}: '{name}' is {value.shape}, the network has {tuple(wanted[name].shape)}")
+        if value.dtype != np.float32:
+            raise UserError(f"{path}: '{name}' is {value.dtype}: convert the weights to float32")
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken")
+    model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
+
+
+def _velocities(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
+    """Momentum by the network's own parameter names; zeros before the first update."""
+    stored = optimizer.state_dict()
+    velocities = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.stop_gradient:
+            value = stored.get(f"{parameter.name}_velocity_0")
+            velocities[name] = np.zeros(parameter.shape, np.float32) if value is None else _to_numpy(value)
+    return velocities
+
+
+def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, np.ndarray]:
+    with _open(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _open(path: str | os.PathLike) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"no weight file {path}: check the path") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}): is it truncated, or of another kind?"
+        ) from None
+
+
+def _to_numpy(tensor: paddle.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def _few(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

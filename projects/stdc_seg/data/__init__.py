@@ -1,0 +1,1 @@
+"""Reading, transforming and finding the data of this project."""

@@ -1,0 +1,197 @@
+"""Evaluates STDC-Seg under one named protocol.
+
+    python eval.py --weights output/<run>/best.safetensors                      # the run's own data and protocol
+    python eval.py --weights W.safetensors --input-scale 0.75                   # "Seg75": pictures at 0.75
+    python eval.py --weights W.safetensors --input-scale 1                      # full size
+    python eval.py --weights W.safetensors --scales 0.75 1 1.25 --flip          # multi-scale and flip
+    python eval.py --weights W.safetensors --data data/cityscapes --split val --output eval_out
+
+Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<protocol>` beside the weights).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+from common.cli import run_command
+from common.metrics import ConfusionMatrix
+from common.run_log import RunLog
+from common.typed_config import config_from_text
+from stdc_seg.checkpoint import load_model, read_state
+from stdc_seg.config import Config, DataConfig, EvalProtocol
+from stdc_seg.data.dataset import ListDataset, labels_of
+from stdc_seg.data.roots import with_root
+from stdc_seg.data.transforms import normalize
+from stdc_seg.losses import mean_cross_entropy
+from stdc_seg.models import build_model
+from stdc_seg.models.layers import resize_bilinear
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+import paddle.nn.functional as F
+from tqdm import tqdm
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """Counts of one evaluation, over all processes.
+
+    Attributes:
+        matrix: Confusion matrix at label size.
+        loss: Mean cross entropy over valid pixels, of the scores that were compared.
+        images: How many pictures.
+        seconds: Wall time.
+    """
+
+    matrix: ConfusionMatrix
+    loss: float
+    images: int
+    seconds: float
+
+
+def class_scores(
+    model: paddle.nn.Layer, image: paddle.Tensor, size: tuple[int, int], protocol: EvalProtocol
+) -> paddle.Tensor:
+    """Scores whose argmax is the prediction and whose softmax are the probabilities.
+
+    One scale without flip: the logits. Otherwise: the logarithm of the mean of the probabilities.
+
+    Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
+
+    Reference: evaluation.py of the official code for the order: picture resized, logits brought to the resized picture's
+    size by the network and then to the label's size, both bilinear with aligned corners.
+    """
+    height, width = image.shape[2:]
+    total, count = None, 0
+    for scale in protocol.scales:
+        factor = protocol.input_scale * scale
+        resized = resize_bilinear(image, (int(height * factor), int(width * factor)))
+        for flipped in (False, True) if protocol.flip else (False,):
+            logits = model(resized.flip(3) if flipped else resized)[0]
+            logits = resize_bilinear(logits.flip(3) if flipped else logits, size)
+            if len(protocol.scales) == 1 and not protocol.flip:
+                return logits
+            probs = F.softmax(logits, axis=1)
+            total, count = (probs if total is None else total + probs), count + 1
+    return paddle.log((total / count).clip(min=1e-12))
+
+
+@paddle.no_grad()
+def evaluate(
+    model: paddle.nn.Layer,
+    dataset: ListDataset,
+    data: DataConfig,
+    protocol: EvalProtocol,
+    description: str = "evaluate",
+) -> EvalResult:
+    """Evaluates every picture once, shared among the processes of a distributed run; the model's mode is kept.
+
+    Labels are never resized. In a distributed run every process gets the result of the whole set.
+    """
+    start = time.perf_counter()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    matrix = ConfusionMatrix(dataset.labels.num_classes)
+    loss_sum, valid_pixels = 0.0, 0
+    was_training = model.training
+    model.eval()
+    mine = range(rank, len(dataset), world_size)
+    for index in tqdm(mine, desc=description, unit="image", leave=False, disable=None if rank == 0 else True):
+        sample = dataset.load(index)
+        image = paddle.to_tensor(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
+        scores = class_scores(model, image, sample.label.shape, protocol)
+        matrix.update(sample.label, scores.argmax(axis=1)[0].numpy())
+        label = paddle.to_tensor(sample.label[None].astype(np.int64))
+        image_loss, image_pixels = mean_cross_entropy(scores, label)
+        loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels
+    if was_training:
+        model.train()
+    if world_size > 1:
+        matrix.matrix = _sum_over_processes(matrix.matrix)
+        loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
+    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
+    return EvalResult(matrix, loss, len(dataset), time.perf_counter() - start)
+
+
+def print_scores(result: EvalResult, class_names: tuple[str, ...], protocol: EvalProtocol, split: str) -> None:
+    """Prints the scores and a line per class."""
+    matrix = result.matrix
+    print(f"{split}: {result.images} pictures, {protocol}")
+    for name, iou, accuracy in zip(class_names, matrix.iou(), matrix.accuracy(), strict=True):
+        print(f"  {name:<24} IoU {100 * iou:6.2f} %   accuracy {100 * accuracy:6.2f} %")
+    absent = [class_names[i] for i in matrix.absent_classes()]
+    over = f"{len(class_names) - len(absent)} of {len(class_names)} classes" + (
+        f"; absent: {', '.join(absent)}" if absent else ""
+    )
+    print(
+        f"mIoU {100 * matrix.mean_iou():.2f} % (over {over})  pixel accuracy {100 * matrix.pixel_accuracy():.2f} %  "
+        f"loss {result.loss:.4f}  {result.seconds:.1f} s"
+    )
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    state = read_state(args.weights)
+    config = config_from_text(Config, state.config_text, f"config in {args.weights}")
+    data = with_root(config.data, args.data)
+    protocol = config.eval
+    if args.input_scale is not None:
+        protocol = dataclasses.replace(protocol, input_scale=args.input_scale)
+    if args.scales is not None:
+        protocol = dataclasses.replace(protocol, scales=tuple(args.scales))
+    if args.flip:
+        protocol = dataclasses.replace(protocol, flip=True)
+    lists = {"train": data.train_list, "val": data.val_list}
+    dataset = ListDataset(data, lists.get(args.split, f"{args.split}.txt"))
+    labels = labels_of(data)
+    model = build_model(config.model.name, num_classes=labels.num_classes)
+    load_model(args.weights, model, labels.class_names)
+    result = evaluate(model, dataset, data, protocol)
+    if dist.get_rank() == 0:
+        print_scores(result, labels.class_names, protocol, args.split)
+        default = f"eval_{args.split}_x{protocol.input_scale:g}{'_ms' if len(protocol.scales) > 1 else ''}{'_flip' if protocol.flip else ''}"
+        output = args.output or Path(args.weights).parent / default
+        log = RunLog(output, train_columns=("step",))
+        log.log_eval(
+            state.step,
+            args.split,
+            str(protocol),
+            result.matrix,
+            labels.class_names,
+            result.images,
+            result.loss,
+            result.seconds,
+        )
+        print(f"written: {output}/eval.csv, {output}/per_class.csv")
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the run's own)")
+    parser.add_argument(
+        "--split", default="val", help="train, val, or the name of another list in the root (default: val)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
+    parser.add_argument(
+        "--input-scale", type=float, metavar="X", help="resize pictures by X: 0.5, 0.75, 1 (default: the run's)"
+    )
+    parser.add_argument(
+        "--scales", type=float, nargs="+", metavar="S", help="multi-scale factors on top (default: the run's)"
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    return parser.parse_args()
+
+
+def _sum_over_processes(values: np.ndarray) -> np.ndarray:
+    total = paddle.to_tensor(values)
+    dist.all_reduce(total)
+    return total.numpy()
+
+
+if __name__ == "__main__":
+    run_command(main)

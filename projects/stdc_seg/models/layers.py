@@ -1,0 +1,112 @@
+"""The layers that every STDC network is made of, with the settings in which Paddle and PyTorch differ fixed once.
+
+Batch normalisation: Paddle's momentum 0.9 is PyTorch's 0.1. Average pooling: PyTorch counts the padding, Paddle does not
+unless told. Bilinear resizing: `align_mode` is left at Paddle's 0, the only mode that equals PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.cli import UserError
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+
+def conv2d(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, init: str = "head"
+) -> nn.Conv2D:
+    """A convolution without bias, padded to keep the size at stride 1.
+
+    Args:
+        init: "backbone" draws Kaiming-normal weights from the fan-out with gain sqrt(2), "head" from the fan-in with gain
+            1, as the official code does for its classifier and its decoder. Both count a depthwise convolution's fan as
+            PyTorch does: the fan-out is `out_channels` x kernel area whatever the groups.
+    """
+    area = kernel_size**2
+    if init == "backbone":
+        std = math.sqrt(2.0 / (out_channels * area))
+    else:
+        std = math.sqrt(1.0 / (in_channels // groups * area))
+    weight = paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, std))
+    padding = kernel_size // 2
+    return nn.Conv2D(
+        in_channels, out_channels, kernel_size, stride, padding, groups=groups, weight_attr=weight, bias_attr=False
+    )
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2D:
+    """Batch normalisation with PyTorch's defaults: eps 1e-5 and (in PyTorch's counting) momentum 0.1."""
+    return nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5)
+
+
+def avg_pool_3x3_stride2(x: paddle.Tensor) -> paddle.Tensor:
+    """Average over 3x3 at stride 2, zero padding counted in the mean. (B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2))."""
+    return F.avg_pool2d(x, kernel_size=3, stride=2, padding=1, exclusive=False)
+
+
+def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
+    """(B, C, H, W) -> (B, C, 1, 1)."""
+    return x.mean(axis=[2, 3], keepdim=True)
+
+
+def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
+    """Bilinear with aligned corners, as everywhere in the official code. (B, C, h, w) -> (B, C, H, W)."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def resize_nearest(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
+    """(B, C, h, w) -> (B, C, H, W)."""
+    return F.interpolate(x, size=size, mode="nearest")
+
+
+class ConvBNReLU(nn.Layer):
+    """Convolution, batch normalisation, ReLU. (B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, init: str = "head"):
+        super().__init__()
+        self.conv = conv2d(in_channels, out_channels, kernel_size, stride, init=init)
+        self.bn = batch_norm(out_channels)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Applies the three."""
+        return F.relu(self.bn(self.conv(x)))
+
+
+@contextmanager
+def refuse_single_value_batch_norm(model: nn.Layer) -> Iterator[None]:
+    """Stops the first training forward in which a batch normalisation would see one value per channel.
+
+    PyTorch raises there. Paddle hands the input through unchanged, without weight and bias: a network trained with one
+    picture per process would be another one, and nothing would say so.
+
+    Raises:
+        UserError: Naming the layer.
+    """
+    hooks = []
+
+    def look(name: str):
+        def hook(layer: nn.Layer, inputs: tuple[paddle.Tensor, ...]) -> None:
+            shape = inputs[0].shape
+            if layer.training and shape[0] * math.prod(shape[2:]) == 1:
+                raise UserError(
+                    f"batch normalisation '{name}' would see one value per channel (input {list(shape)}): "
+                    f"use at least 2 pictures per process (train.batch_size)"
+                )
+
+        return hook
+
+    for name, layer in model.named_sublayers():
+        if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm):
+            hooks.append(layer.register_forward_pre_hook(look(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,38 @@
+"""The optimizer of the official code: SGD with momentum, four groups of parameters."""
+
+from __future__ import annotations
+
+from stdc_seg.config import OptimizerConfig
+from stdc_seg.models import STDCSeg
+
+import paddle
+from paddle import nn
+
+
+def build_optimizer(model: STDCSeg, config: OptimizerConfig) -> paddle.optimizer.Momentum:
+    """SGD with momentum; weight decay is added to the gradient, as PyTorch's SGD does.
+
+    Heads (FFM and all prediction heads) learn at `head_lr_factor` times the rate; normalisation weights and biases decay
+    only if `decay_norm_and_bias`. The rate itself is set before every update.
+    """
+    in_heads = {id(p) for layer in model.head_layers() for p in layer.parameters()}
+    in_norms = {
+        id(p) for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D) for p in (layer.weight, layer.bias)
+    }
+    groups: dict[tuple[bool, bool], list] = {}
+    for parameter in model.parameters():
+        if not parameter.stop_gradient:  # Paddle lists running statistics among the parameters
+            key = (id(parameter) in in_heads, config.decay_norm_and_bias or id(parameter) not in in_norms)
+            groups.setdefault(key, []).append(parameter)
+    return paddle.optimizer.Momentum(
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        parameters=[
+            {
+                "params": parameters,
+                "learning_rate": config.head_lr_factor if head else 1.0,  # a factor of the optimizer's rate
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
+            for (head, decays), parameters in groups.items()
+        ],
+    )

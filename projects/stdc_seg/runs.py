@@ -1,0 +1,154 @@
+"""What a call of train.py means: which experiment, in which folder, from which checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from common.cli import UserError
+from common.run_log import git_commit, run_id
+from common.typed_config import config_from_text
+from stdc_seg.checkpoint import read_state
+from stdc_seg.config import CONFIG_DIR, Config, read_config
+from stdc_seg.data.roots import find_root
+from stdc_seg.lr_schedule import learning_rate
+
+import paddle.distributed as dist
+
+CITYSCAPES_CONFIG = "stdc2_seg50_80k_bs36"  # what the original project's train.py ran
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """A run to be started or continued.
+
+    Attributes:
+        config: The experiment.
+        config_name: Its file's name without ending.
+        folder: The run folder.
+        checkpoint: Where to go on from; None starts afresh.
+        data_root: --data, if given.
+        is_finished: The checkpoint has reached the last iteration.
+    """
+
+    config: Config
+    config_name: str
+    folder: Path
+    checkpoint: Path | None
+    data_root: str | None
+    is_finished: bool = False
+
+
+def plan_run(args: argparse.Namespace) -> RunPlan:
+    """Turns the command line into a plan, saying on the way what was chosen.
+
+    Raises:
+        UserError: A config mistake, nothing to resume, or a resumed run asked to be another experiment.
+    """
+    if args.resume is not None:
+        checkpoint = _find_checkpoint(args.resume, args.output)
+        if checkpoint is not None:
+            return _plan_resume(args, checkpoint)
+        _say(f"no checkpoint under {args.output} yet: starting from the first step")
+    name = args.config or _default_config(args.data)
+    config = _config_of(args, name)
+    config_name = Path(name).name.removesuffix(".yaml")
+    commit, _ = git_commit(CONFIG_DIR)
+    return RunPlan(
+        config, config_name, _new_folder(args.output, run_id(config_name, config.train.seed, commit)), None, args.data
+    )
+
+
+def _config_of(args: argparse.Namespace, name: str) -> Config:
+    config = read_config(name, args.overrides)
+    train, optimizer = config.train, config.optimizer
+    if args.seed is not None:
+        train = dataclasses.replace(train, seed=args.seed)
+    if args.iters is not None:
+        warmup = optimizer.warmup_iters * args.iters // train.iters
+        optimizer = dataclasses.replace(optimizer, warmup_iters=warmup)
+        train = dataclasses.replace(train, iters=args.iters)
+    return dataclasses.replace(config, train=train, optimizer=optimizer)
+
+
+def _plan_resume(args: argparse.Namespace, checkpoint: Path) -> RunPlan:
+    state = read_state(checkpoint)
+    config = config_from_text(Config, state.config_text, f"config in {checkpoint}")
+    folder = checkpoint.parent
+    config_name = folder.name.rsplit(f"_s{config.train.seed}_", 1)[0]
+    if args.config or args.overrides or args.seed is not None:
+        _refuse_other_experiment(config, args, config_name)
+    if args.iters is not None and args.iters != config.train.iters:
+        config = _extend(config, args, state.step)
+    _say(f"resuming {folder} at step {state.step} of {config.train.iters}")
+    return RunPlan(config, config_name, folder, checkpoint, args.data, is_finished=state.step >= config.train.iters)
+
+
+def _refuse_other_experiment(config: Config, args: argparse.Namespace, config_name: str) -> None:
+    """A resumed run keeps its experiment: the same flags again are fine, others are not."""
+    asked = dataclasses.asdict(_config_of(args, args.config or config_name))
+    stored = dataclasses.asdict(config)
+    if args.iters is not None:  # judged by --extend
+        asked["train"]["iters"], asked["optimizer"]["warmup_iters"] = (
+            stored["train"]["iters"],
+            stored["optimizer"]["warmup_iters"],
+        )
+    changed = [
+        f"{s}.{k}" for s, keys in asked.items() if isinstance(keys, dict) for k in keys if keys[k] != stored[s][k]
+    ]
+    changed += [s for s, value in asked.items() if not isinstance(value, dict) and value != stored[s]]
+    if changed:
+        raise UserError(
+            f"a resumed run keeps its experiment, but {', '.join(changed)} differ: leave them out, or start a new run"
+        )
+
+
+def _extend(config: Config, args: argparse.Namespace, step: int) -> Config:
+    old = learning_rate(min(step, config.train.iters), config.train.iters, config.optimizer)
+    new = learning_rate(min(step, args.iters), args.iters, config.optimizer)
+    change = f"from {config.train.iters} to {args.iters} iterations: at step {step} the rate goes from {old:.3g} to {new:.3g}"
+    if not args.extend:
+        raise UserError(f"this run was planned otherwise, --iters changes it {change}: add --extend if you mean it")
+    if args.iters < step:
+        raise UserError(f"the run is at step {step} already, --iters {args.iters} is less: give more")
+    _say(f"extended {change}")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, iters=args.iters))
+
+
+def _find_checkpoint(where: str, output: Path) -> Path | None:
+    if where == "latest":
+        found = sorted(output.glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None
+    path = Path(where)
+    if path.is_dir():
+        path = path / "last.safetensors"
+    if not path.is_file():
+        raise UserError(f"nothing to resume: there is no {path}: give a run folder, a checkpoint, or --resume alone")
+    return path
+
+
+def _default_config(data_root: str | None) -> str:
+    """The config that train.py runs when none is named."""
+    root = find_root(data_root or "data/cityscapes")
+    if data_root is not None or root is not None:
+        _say(f"Cityscapes in {root or data_root}: config {CITYSCAPES_CONFIG}")
+        return CITYSCAPES_CONFIG
+    _say("no data/cityscapes here: training on the embedded data, config quickstart")
+    return "quickstart"
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    """output/name, or name_2, name_3... if a run of that name has begun already: nothing is overwritten."""
+    if dist.get_world_size() > 1:  # processes must agree without asking each other; the launcher starts them together
+        return output / name
+    folder, number = output / name, 1
+    while (folder / "config.yaml").exists():
+        number += 1
+        folder = output / f"{name}_{number}"
+    return folder
+
+
+def _say(message: str) -> None:
+    if dist.get_rank() == 0:
+        print(message, flush=True)

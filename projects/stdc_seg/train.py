@@ -1,0 +1,281 @@
+"""Trains STDC-Seg.
+
+    python train.py                                    # Cityscapes in data/cityscapes if it is there, else the embedded data
+    python train.py --config stdc2_seg50               # the official recipe; configs/ holds the others
+    python train.py --config camvid --data DIR --iters 2000 optimizer.learning_rate=0.02
+    python train.py --resume                           # go on with the latest run under output/
+    python -m paddle.distributed.launch --nproc_per_node 2 train.py --config stdc2_seg50
+
+A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv, curve.png,
+last.safetensors (to resume) and best.safetensors (by validation mIoU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from common.files import atomic_write, sha256_of
+from common.run_log import RunLog, environment
+from common.typed_config import config_to_text
+from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
+from stdc_seg.data.dataset import ListDataset, PositionSampler, TrainStream
+from stdc_seg.data.roots import with_root
+from stdc_seg.eval import EvalResult, evaluate, print_scores
+from stdc_seg.losses import IGNORE_INDEX, LOG_NAMES, STDCSegLoss
+from stdc_seg.lr_schedule import learning_rate
+from stdc_seg.models import STDCSeg, build_model
+from stdc_seg.models.layers import refuse_single_value_batch_norm
+from stdc_seg.optimizer import build_optimizer
+from stdc_seg.runs import RunPlan, plan_run
+
+import paddle
+import paddle.distributed as dist
+from tqdm import tqdm
+
+TRAIN_COLUMNS = ("step", "epoch", "loss", *LOG_NAMES, "learning_rate", "step_time_s", "data_time_s")
+
+
+class Trainer:
+    """One run: network, data, optimizer, and the files that it leaves."""
+
+    def __init__(self, plan: RunPlan):
+        config = plan.config
+        self.plan, self.config = plan, config
+        self.data = with_root(config.data, plan.data_root)
+        self.train_set = ListDataset(self.data, config.data.train_list)
+        self.val_set = ListDataset(self.data, config.data.val_list)
+        self.labels = self.train_set.labels
+        paddle.seed(config.train.seed)
+        self.model = build_model(config.model.name, num_classes=self.labels.num_classes)
+        if config.model.backbone_weights and plan.checkpoint is None:
+            load_backbone(config.model.backbone_weights, self.model.backbone)
+        self.loss = STDCSegLoss(config.loss)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.step, self.best_miou, self.best_step = 0, math.nan, 0
+        if plan.checkpoint is not None:
+            state = load_model(plan.checkpoint, self.model, self.labels.class_names)
+            load_optimizer(plan.checkpoint, self.model, self.optimizer)
+            self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
+        self.is_main = dist.get_rank() == 0
+        self.log = RunLog(plan.folder, TRAIN_COLUMNS)
+
+    def run(self) -> None:
+        """Trains from the current step to the last, evaluating and saving on the way."""
+        config = self.config
+        if self.is_main:
+            self._start_log()
+        network = self._distributed_network()
+        stream = TrainStream(self.train_set, self.data, config.augment, config.train.seed)
+        sampler = PositionSampler(
+            config.train.batch_size, self.step, config.train.iters, dist.get_rank(), dist.get_world_size()
+        )
+        loader = paddle.io.DataLoader(stream, batch_sampler=sampler, num_workers=config.train.num_workers)
+        bar = tqdm(
+            total=config.train.iters, initial=self.step, desc="train", unit="it", disable=None if self.is_main else True
+        )
+        self.model.train()
+        valid = ValidPixels()
+        ready = time.perf_counter()
+        with refuse_single_value_batch_norm(self.model):
+            for images, label, indices in loader:
+                loaded = time.perf_counter()
+                valid.look_at(label)
+                rate = learning_rate(self.step, config.train.iters, config.optimizer)
+                total, parts = self._update(network, images, label, indices, rate)
+                self.step += 1
+                done = time.perf_counter()
+                bar.update()
+                if self.is_main and (self.step % config.train.log_every == 0 or self.step == config.train.iters):
+                    self._log_step(total, parts, rate, done - ready, loaded - ready, bar)
+                self._evaluate_and_save(bar)
+                ready = time.perf_counter()
+        bar.close()
+
+    def _update(self, network, images, label, indices, rate: float) -> tuple[float, dict[str, paddle.Tensor]]:
+        """One optimizer step. Returns the loss and its parts; a loss that is no number stops the run before the step."""
+        total, parts = self.loss(network(images), label)
+        value = float(total)
+        if not math.isfinite(value):
+            self._stop_at_nonfinite_loss(value, indices)
+        total.backward()
+        self.optimizer.set_lr(rate)
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        return value, parts
+
+    def _evaluate_and_save(self, bar: tqdm) -> None:
+        train, last = self.config.train, self.step == self.config.train.iters
+        evaluates = self.step % train.eval_every == 0 or last
+        if evaluates:
+            share_batch_norm_statistics(self.model)
+            result = evaluate(self.model, self.val_set, self.data, self.config.eval, f"val at {self.step}")
+            miou = result.matrix.mean_iou()
+            is_best = not miou <= self.best_miou  # also when there was none before
+            if is_best:
+                self.best_miou, self.best_step = miou, self.step
+            if self.is_main:
+                self._log_eval(result, bar)
+                if is_best:
+                    save_checkpoint(self.plan.folder / "best.safetensors", self.model, None, self._state())
+        if self.is_main and (evaluates or self.step % train.checkpoint_every == 0):
+            save_checkpoint(self.plan.folder / "last.safetensors", self.model, self.optimizer, self._state())
+        if last and self.is_main:
+            print_scores(result, self.labels.class_names, self.config.eval, "val")
+
+    def _state(self) -> TrainState:
+        return TrainState(
+            step=self.step,
+            best_miou=self.best_miou,
+            best_step=self.best_step,
+            config_text=config_to_text(self.config),
+            class_names=self.labels.class_names,
+            mean=self.config.data.mean,
+            std=self.config.data.std,
+        )
+
+    def _distributed_network(self) -> paddle.nn.Layer:
+        if dist.get_world_size() == 1:
+            return self.model
+        if paddle.device.get_device().startswith("gpu"):
+            self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        return paddle.DataParallel(self.model)
+
+    def _start_log(self) -> None:
+        if self.step:
+            self.log.trim(self.step)
+        weights = self.config.model.backbone_weights
+        env = environment(
+            ("paddlepaddle", "paddlepaddle-gpu", "numpy", "opencv-python-headless"),
+            project="stdc_seg",
+            config=self.plan.config_name,
+            seed=self.config.train.seed,
+            scope=self.config.scope,
+            dataset=self.config.data.dataset,
+            train_images=len(self.train_set),
+            val_images=len(self.val_set),
+            class_names=self.labels.class_names,
+            processes=dist.get_world_size(),
+            device=paddle.device.get_device(),
+            trainable_parameters=sum(p.size for p in self.model.parameters() if not p.stop_gradient),
+            backbone_weights_sha256=sha256_of(weights) if weights else None,
+            resumed_at_step=self.step,
+        )
+        self.log.start(config_to_text(self.config), env)
+
+    def _log_step(self, total: float, parts: dict, rate: float, step_time: float, data_time: float, bar: tqdm) -> None:
+        values = {name: f"{float(value):.9g}" for name, value in parts.items()}
+        times = {"step_time_s": f"{step_time:.4f}", "data_time_s": f"{data_time:.4f}"}
+        epoch = self.step * self.config.train.batch_size / len(self.train_set)
+        row = {"step": self.step, "epoch": f"{epoch:.3f}", "loss": f"{total:.9g}", "learning_rate": f"{rate:.9g}"}
+        self.log.log_train({**row, **values, **times})
+        bar.set_postfix(loss=f"{total:.3f}", best_miou=f"{100 * self.best_miou:.2f}%", refresh=False)
+
+    def _log_eval(self, result: EvalResult, bar: tqdm) -> None:
+        self.log.log_eval(
+            self.step,
+            "val",
+            str(self.config.eval),
+            result.matrix,
+            self.labels.class_names,
+            result.images,
+            result.loss,
+            result.seconds,
+        )
+        self.log.draw_curve(f"{self.plan.config_name}, {self.config.data.dataset} val, {self.config.eval}")
+        bar.write(
+            f"step {self.step}/{self.config.train.iters}: val mIoU {100 * result.matrix.mean_iou():.2f} %  "
+            f"loss {result.loss:.4f}  (best {100 * self.best_miou:.2f} % at {self.best_step})"
+        )
+
+    def _stop_at_nonfinite_loss(self, value: float, indices: paddle.Tensor) -> None:
+        names = [str(self.train_set.pairs[int(index)].image) for index in indices]
+        path = self.plan.folder / f"nonfinite_loss_step{self.step + 1}_rank{dist.get_rank()}.json"
+        with atomic_write(path) as stream:
+            json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
+        raise UserError(
+            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's pictures are in {path}; "
+            f"lower optimizer.learning_rate, or look at those pictures; checkpoints are untouched"
+        )
+
+
+class ValidPixels:
+    """Stops a run whose first 200 labels have next to nothing to learn (over 99 % ignored): a wrong label mapping."""
+
+    def __init__(self):
+        self.labels = self.valid = self.pixels = 0
+
+    def look_at(self, label: paddle.Tensor) -> None:
+        """Counts a batch of labels (B, H, W)."""
+        if self.labels >= 200:
+            return
+        self.labels += label.shape[0]
+        self.valid += int((label != IGNORE_INDEX).sum())
+        self.pixels += label.size
+        if self.labels >= 200 and self.valid < 0.01 * self.pixels:
+            raise UserError(
+                f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are ignored: "
+                f"is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
+            )
+
+
+def share_batch_norm_statistics(model: STDCSeg) -> None:
+    """Gives every process the running statistics of process 0, which are the ones that are saved."""
+    if dist.get_world_size() > 1:
+        for layer in model.sublayers():
+            if isinstance(layer, paddle.nn.BatchNorm2D | paddle.nn.SyncBatchNorm):
+                dist.broadcast(layer._mean, 0)
+                dist.broadcast(layer._variance, 0)
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        dist.init_parallel_env()
+    plan = plan_run(args)
+    if plan.is_finished:
+        print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
+        return
+    trainer = Trainer(plan)
+    trainer.run()
+    if trainer.is_main:
+        print(f"run: {plan.folder}   best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one in configs/")
+    parser.add_argument("--iters", type=int, metavar="N", help="total updates; warm-up shrinks in proportion")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go (default: output)"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of weights, order and augmentation (default: the config's)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="PATH",
+        help="go on with a run: its folder, a checkpoint, or nothing for the latest",
+    )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="with --resume --iters N: allow a new total, saying what it does to the rate",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change single keys of the config: train.batch_size=4"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
