@@ -12,8 +12,8 @@ def configure_cpu() -> None:
     - `OMP_NUM_THREADS`: all physical cores that this process may use, shared among the processes of a distributed run.
       Paddle uses one thread without it; two threads made a STDC2-Seg training step 1.35 times as fast.
     - `MKL_DEBUG_CPU_TYPE=5` on AMD processors with AVX2: the MKL that Paddle ships looks for "GenuineIntel" and
-      otherwise runs code from before AVX2. With it a STDC2-Seg step is 2.0 times as fast (projects/stdc_seg/benchmark.py). MKL
-      versions since 2020.1 ignore the variable; Intel processors need none.
+      otherwise runs code from before AVX2. With it a STDC2-Seg step is 2.0 times as fast
+      (projects/stdc_seg/benchmark.py). MKL versions since 2020.1 ignore the variable; Intel processors need none.
     """
     processes = int(os.environ.get("PADDLE_TRAINERS_NUM") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores() // processes)))
@@ -23,7 +23,7 @@ def configure_cpu() -> None:
 
 
 def physical_cores() -> int:
-    """Returns how many physical cores this process may use: its affinity without hyper-threads, within its cgroup's quota."""
+    """Returns how many physical cores this process may use: its affinity without hyper-threads, and its quota."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in allowed:

@@ -15,7 +15,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary file beside `path` and renames it over `path` once the block has ended well.
 
     The content is on the disk (fsync) before the rename. If the block raises, the temporary file is removed and
-    `path` is what it was. Text is UTF-8 with "\\n" line ends.
+    `path` is what it was. Text is UTF-8 with Unix line ends.
 
     Args:
         path: The final name. Its folder is made if missing.

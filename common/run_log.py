@@ -43,15 +43,32 @@ PER_CLASS_COLUMNS = ("step", "split", "class_id", "class_name", "iou_percent", "
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation counted, over all processes.
+
+    Attributes:
+        matrix: Confusion matrix at label size.
+        loss: Mean cross entropy over valid pixels.
+        images: How many pictures.
+        seconds: Wall time.
+    """
+
+    matrix: ConfusionMatrix
+    loss: float
+    images: int
+    seconds: float
+
+
 class RunLog:
     """Writer of one run folder.
 
     Args:
         folder: The run folder; made if missing. A folder that holds rows already is continued.
-        train_columns: Columns of train.csv; the first is "step".
+        train_columns: Columns of train.csv, "step" among them; none where nothing is trained.
     """
 
-    def __init__(self, folder: str | os.PathLike, train_columns: Sequence[str]):
+    def __init__(self, folder: str | os.PathLike, train_columns: Sequence[str] = ()):
         self.folder = Path(folder)
         self._columns = {
             "train.csv": tuple(train_columns),
@@ -81,19 +98,11 @@ class RunLog:
         self._append("train.csv", [row])
 
     def log_eval(
-        self,
-        step: int,
-        split: str,
-        protocol: str,
-        matrix: ConfusionMatrix,
-        class_names: Sequence[str],
-        images: int,
-        loss: float,
-        seconds: float,
+        self, step: int, split: str, protocol: str, evaluation: Evaluation, class_names: Sequence[str]
     ) -> None:
         """Appends one evaluation to eval.csv and per_class.csv. Scores are stored in per cent with 4 decimals."""
-        self._append("eval.csv", [eval_row(step, split, protocol, matrix, class_names, images, loss, seconds)])
-        self._append("per_class.csv", per_class_rows(step, split, matrix, class_names))
+        self._append("eval.csv", [_eval_row(step, split, protocol, evaluation, class_names)])
+        self._append("per_class.csv", _per_class_rows(step, split, evaluation.matrix, class_names))
 
     def draw_curve(self, title: str) -> None:
         """Draws curve.png from the rows so far."""
@@ -154,7 +163,7 @@ def run_id(config_name: str, seed: int, commit: str, day: str | None = None) -> 
 
 
 def git_commit(folder: str | os.PathLike) -> tuple[str, bool]:
-    """The commit that the code in `folder` is at and whether tracked files were changed since; ("unknown", False) outside git."""
+    """The commit of the code in `folder`, and whether tracked files differ from it; ("unknown", False) outside git."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
         status = subprocess.run(
@@ -192,17 +201,8 @@ def environment(packages: Sequence[str], **more: Any) -> dict[str, Any]:
     }
 
 
-def eval_row(
-    step: int,
-    split: str,
-    protocol: str,
-    matrix: ConfusionMatrix,
-    class_names: Sequence[str],
-    images: int,
-    loss: float,
-    seconds: float,
-) -> Row:
-    """One row of eval.csv."""
+def _eval_row(step: int, split: str, protocol: str, evaluation: Evaluation, class_names: Sequence[str]) -> Row:
+    matrix = evaluation.matrix
     scores = {
         "miou_percent": matrix.mean_iou(),
         "pixel_accuracy_percent": matrix.pixel_accuracy(),
@@ -215,16 +215,15 @@ def eval_row(
         "step": step,
         "split": split,
         "protocol": protocol,
-        "images": images,
+        "images": evaluation.images,
         **{name: _percent(value) for name, value in scores.items()},
         "absent_classes": " | ".join(class_names[i] for i in matrix.absent_classes()),
-        "loss": f"{loss:.6f}",
-        "seconds": f"{seconds:.1f}",
+        "loss": f"{evaluation.loss:.6f}",
+        "seconds": f"{evaluation.seconds:.1f}",
     }
 
 
-def per_class_rows(step: int, split: str, matrix: ConfusionMatrix, class_names: Sequence[str]) -> list[Row]:
-    """The rows of per_class.csv of one evaluation."""
+def _per_class_rows(step: int, split: str, matrix: ConfusionMatrix, class_names: Sequence[str]) -> list[Row]:
     columns = zip(class_names, matrix.iou(), matrix.accuracy(), matrix.dice(), strict=True)
     return [
         {

@@ -1,7 +1,7 @@
 """Experiment files: YAML read into dataclasses, strictly.
 
-Every key must be known, present, given once and of its field's type. Each mistake is one line that names the file, the key
-and the nearest valid key.
+Every key must be known, present, given once and of its field's type. Each mistake is one line that names the file,
+the key and the nearest valid key.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def load_config(config_class: type[Config], path: str | os.PathLike, overrides: 
     """Reads a YAML file into `config_class`, a (nested) dataclass.
 
     Args:
-        config_class: Dataclass whose field annotations are the schema: bool, int, float, str, tuples and lists of these,
-            `X | None`, `Literal[...]`, and dataclasses. All fields without default are required.
+        config_class: Dataclass whose field annotations are the schema: bool, int, float, str, tuples and lists of
+            these, `X | None`, `Literal[...]`, and dataclasses. All fields without default are required.
         path: The YAML file.
         overrides: Command-line words "section.key=value"; values are YAML.
 

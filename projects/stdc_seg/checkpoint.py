@@ -30,8 +30,8 @@ class TrainState:
     """What a checkpoint says besides tensors.
 
     Attributes:
-        step: Updates done so far. With the seed it gives the position in the data stream and the learning rate; the network
-            draws no random numbers while it trains, so this is all the random state there is.
+        step: Updates done so far. With the seed it gives the position in the data stream and the learning rate; the
+            network draws no random numbers while it trains, so this is all the random state there is.
         best_miou: Highest validation mIoU so far as a fraction; NaN before the first evaluation.
         best_step: Its step.
         config_text: The experiment as YAML.

@@ -113,8 +113,8 @@ class TrainConfig:
 class EvalProtocol:
     """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
 
-    The picture is resized by `input_scale` (0.5 gives "Seg50", 0.75 "Seg75"), and by each of `scales` on top; logits are
-    enlarged to the label's size, class probabilities are averaged over scales and flips; labels are never resized.
+    The picture is resized by `input_scale` (0.5 gives "Seg50", 0.75 "Seg75"), and by each of `scales` on top; logits
+    are enlarged to the label's size, class probabilities are averaged over scales and flips; labels are never resized.
     """
 
     input_scale: float
@@ -124,6 +124,12 @@ class EvalProtocol:
     def __post_init__(self) -> None:
         _require(0 < self.input_scale <= 4, "input_scale", "in (0, 4]")
         _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
+
+    @property
+    def short_name(self) -> str:
+        """For file names: "x0.5", "x0.5_ms_flip"."""
+        many, flip = "_ms" if len(self.scales) > 1 else "", "_flip" if self.flip else ""
+        return f"x{self.input_scale:g}{many}{flip}"
 
     def __str__(self) -> str:
         scales = "ss" if self.scales == (1.0,) else "ms " + "/".join(f"{s:g}" for s in self.scales)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.cli import run_command
 from common.metrics import ConfusionMatrix
-from common.run_log import RunLog
+from common.run_log import Evaluation, RunLog
 from common.typed_config import config_from_text
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config, DataConfig, EvalProtocol
@@ -36,23 +36,6 @@ import paddle.nn.functional as F
 from tqdm import tqdm
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalResult:
-    """Counts of one evaluation, over all processes.
-
-    Attributes:
-        matrix: Confusion matrix at label size.
-        loss: Mean cross entropy over valid pixels, of the scores that were compared.
-        images: How many pictures.
-        seconds: Wall time.
-    """
-
-    matrix: ConfusionMatrix
-    loss: float
-    images: int
-    seconds: float
-
-
 def class_scores(
     model: paddle.nn.Layer, image: paddle.Tensor, size: tuple[int, int], protocol: EvalProtocol
 ) -> paddle.Tensor:
@@ -62,8 +45,8 @@ def class_scores(
 
     Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
 
-    Reference: evaluation.py of the official code for the order: picture resized, logits brought to the resized picture's
-    size by the network and then to the label's size, both bilinear with aligned corners.
+    Reference: evaluation.py of the official code for the order: picture resized, logits brought to the resized
+    picture's size by the network and then to the label's size, both bilinear with aligned corners.
     """
     height, width = image.shape[2:]
     total, count = None, 0
@@ -87,7 +70,7 @@ def evaluate(
     data: DataConfig,
     protocol: EvalProtocol,
     description: str = "evaluate",
-) -> EvalResult:
+) -> Evaluation:
     """Evaluates every picture once, shared among the processes of a distributed run; the model's mode is kept.
 
     Labels are never resized. In a distributed run every process gets the result of the whole set.
@@ -113,10 +96,10 @@ def evaluate(
         matrix.matrix = _sum_over_processes(matrix.matrix)
         loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
     loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
-    return EvalResult(matrix, loss, len(dataset), time.perf_counter() - start)
+    return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 
-def print_scores(result: EvalResult, class_names: tuple[str, ...], protocol: EvalProtocol, split: str) -> None:
+def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: EvalProtocol, split: str) -> None:
     """Prints the scores and a line per class."""
     matrix = result.matrix
     print(f"{split}: {result.images} pictures, {protocol}")
@@ -153,19 +136,8 @@ def main() -> None:
     result = evaluate(model, dataset, data, protocol)
     if dist.get_rank() == 0:
         print_scores(result, labels.class_names, protocol, args.split)
-        default = f"eval_{args.split}_x{protocol.input_scale:g}{'_ms' if len(protocol.scales) > 1 else ''}{'_flip' if protocol.flip else ''}"
-        output = args.output or Path(args.weights).parent / default
-        log = RunLog(output, train_columns=("step",))
-        log.log_eval(
-            state.step,
-            args.split,
-            str(protocol),
-            result.matrix,
-            labels.class_names,
-            result.images,
-            result.loss,
-            result.seconds,
-        )
+        output = args.output or Path(args.weights).parent / f"eval_{args.split}_{protocol.short_name}"
+        RunLog(output).log_eval(state.step, args.split, str(protocol), result, labels.class_names)
         print(f"written: {output}/eval.csv, {output}/per_class.csv")
 
 

@@ -2,8 +2,8 @@
 
 With nothing to learn (every pixel ignored) each loss is 0 with zero gradient.
 
-Reference: Fan et al., CVPR 2021, section 3.2 (detail guidance, equations 3 to 5); Shrivastava et al., CVPR 2016 (OHEM); the
-official code's loss/loss.py and loss/detail_loss.py for the constants.
+Reference: Fan et al., CVPR 2021, section 3.2 (detail guidance, equations 3 to 5); Shrivastava et al., CVPR 2016
+(OHEM); the official code's loss/loss.py and loss/detail_loss.py for the constants.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def mean_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> tuple[flo
 
 
 class OhemCrossEntropy(nn.Layer):
-    """Cross entropy over the hard pixels: those above the threshold, or the hardest `min_kept_fraction` if these are more.
+    """Cross entropy over the hard pixels: those above the threshold, or the hardest fraction if that is more.
 
     Shapes: logits (B, C, H, W), label int64 (B, H, W) -> scalar.
 
@@ -65,8 +65,8 @@ def detail_target(label: paddle.Tensor) -> paddle.Tensor:
 
     A Laplacian (8 in the centre, -1 around, zeros outside the picture) of the train ids is taken at strides 1, 2 and 4;
     positive responses are edges; each is brought back to full size by nearest neighbour and the three are summed with
-    weights 0.6, 0.3, 0.1; more than 0.1 is detail. Stride 4 alone sums to exactly 0.1 and is therefore dropped, as in the
-    official code (float32 there and here).
+    weights 0.6, 0.3, 0.1; more than 0.1 is detail. Stride 4 alone sums to exactly 0.1 and is therefore dropped, as in
+    the official code (float32 there and here).
     """
     ids = label.unsqueeze(1).astype("float32")  # (B, 1, H, W)
     kernel = paddle.full([1, 1, 3, 3], -1.0)
@@ -85,11 +85,11 @@ class DetailLoss(nn.Layer):
     Shapes: detail logits (B, 1, h, w), label int64 (B, H, W) -> three scalars (bce, dice, share of detail pixels).
 
     Args:
-        mask_ignored: Leave out the pixels within one pixel of an ignored one. The official code does not: the border of an
-            unlabelled area is an edge there.
+        mask_ignored: Leave out the pixels within one pixel of an ignored one. The official code does not: the border
+            of an unlabelled area is an edge there.
 
-    Deviation from the official code: the fuse kernel is a constant (there a parameter without gradient that weight decay
-    shrinks); pictures without any valid pixel are left out.
+    Deviation from the official code: the fuse kernel is a constant (there a parameter without gradient that weight
+    decay shrinks); pictures without any valid pixel are left out.
     """
 
     def __init__(self, mask_ignored: bool = False):
@@ -124,8 +124,9 @@ class DetailLoss(nn.Layer):
 class STDCSegLoss(nn.Layer):
     """The sum that is trained: OHEM on three heads plus detail BCE and Dice.
 
-    Takes the network's training outputs and the label int64 (B, H, W); gives the total and, for the log, its parts before
-    weighting under the names of `LOG_NAMES`, with the share of detail pixels in the target (0: nothing guides the details).
+    Takes the network's training outputs and the label int64 (B, H, W); gives the total and, for the log, its parts
+    before weighting under the names of `LOG_NAMES`, with the share of detail pixels in the target (0: nothing guides
+    the details).
     """
 
     def __init__(self, config: LossConfig):

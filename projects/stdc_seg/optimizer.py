@@ -12,8 +12,8 @@ from paddle import nn
 def build_optimizer(model: STDCSeg, config: OptimizerConfig) -> paddle.optimizer.Momentum:
     """SGD with momentum; weight decay is added to the gradient, as PyTorch's SGD does.
 
-    Heads (FFM and all prediction heads) learn at `head_lr_factor` times the rate; normalisation weights and biases decay
-    only if `decay_norm_and_bias`. The rate itself is set before every update.
+    Heads (FFM and all prediction heads) learn at `head_lr_factor` times the rate; normalisation weights and biases
+    decay only if `decay_norm_and_bias`. The rate itself is set before every update.
     """
     in_heads = {id(p) for layer in model.head_layers() for p in layer.parameters()}
     in_norms = {

@@ -107,7 +107,8 @@ def _refuse_other_experiment(config: Config, args: argparse.Namespace, config_na
 def _extend(config: Config, args: argparse.Namespace, step: int) -> Config:
     old = learning_rate(min(step, config.train.iters), config.train.iters, config.optimizer)
     new = learning_rate(min(step, args.iters), args.iters, config.optimizer)
-    change = f"from {config.train.iters} to {args.iters} iterations: at step {step} the rate goes from {old:.3g} to {new:.3g}"
+    plan = f"from {config.train.iters} to {args.iters} iterations"
+    change = f"{plan}: at step {step} the rate goes from {old:.3g} to {new:.3g}"
     if not args.extend:
         raise UserError(f"this run was planned otherwise, --iters changes it {change}: add --extend if you mean it")
     if args.iters < step:

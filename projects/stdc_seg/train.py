@@ -1,13 +1,13 @@
 """Trains STDC-Seg.
 
-    python train.py                                    # Cityscapes in data/cityscapes if it is there, else the embedded data
-    python train.py --config stdc2_seg50               # the official recipe; configs/ holds the others
+    python train.py                                    # Cityscapes in data/cityscapes if it is there, else the
+    embedded data python train.py --config stdc2_seg50               # the official recipe; configs/ holds the others
     python train.py --config camvid --data DIR --iters 2000 optimizer.learning_rate=0.02
     python train.py --resume                           # go on with the latest run under output/
     python -m paddle.distributed.launch --nproc_per_node 2 train.py --config stdc2_seg50
 
-A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv, curve.png,
-last.safetensors (to resume) and best.safetensors (by validation mIoU).
+A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv,
+curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathlib import Path
 
 from common.cli import UserError, run_command
 from common.files import atomic_write, sha256_of
-from common.run_log import RunLog, environment
+from common.run_log import Evaluation, RunLog, environment
 from common.typed_config import config_to_text
 from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
 from stdc_seg.data.dataset import ListDataset, PositionSampler, TrainStream
 from stdc_seg.data.roots import with_root
-from stdc_seg.eval import EvalResult, evaluate, print_scores
+from stdc_seg.eval import evaluate, print_scores
 from stdc_seg.losses import IGNORE_INDEX, LOG_NAMES, STDCSegLoss
 from stdc_seg.lr_schedule import learning_rate
 from stdc_seg.models import STDCSeg, build_model
@@ -98,7 +98,7 @@ class Trainer:
         bar.close()
 
     def _update(self, network, images, label, indices, rate: float) -> tuple[float, dict[str, paddle.Tensor]]:
-        """One optimizer step. Returns the loss and its parts; a loss that is no number stops the run before the step."""
+        """One optimizer step; a loss that is no number stops the run before it. Returns the loss and its parts."""
         total, parts = self.loss(network(images), label)
         value = float(total)
         if not math.isfinite(value):
@@ -176,17 +176,8 @@ class Trainer:
         self.log.log_train({**row, **values, **times})
         bar.set_postfix(loss=f"{total:.3f}", best_miou=f"{100 * self.best_miou:.2f}%", refresh=False)
 
-    def _log_eval(self, result: EvalResult, bar: tqdm) -> None:
-        self.log.log_eval(
-            self.step,
-            "val",
-            str(self.config.eval),
-            result.matrix,
-            self.labels.class_names,
-            result.images,
-            result.loss,
-            result.seconds,
-        )
+    def _log_eval(self, result: Evaluation, bar: tqdm) -> None:
+        self.log.log_eval(self.step, "val", str(self.config.eval), result, self.labels.class_names)
         self.log.draw_curve(f"{self.plan.config_name}, {self.config.data.dataset} val, {self.config.eval}")
         bar.write(
             f"step {self.step}/{self.config.train.iters}: val mIoU {100 * result.matrix.mean_iou():.2f} %  "
@@ -219,8 +210,8 @@ class ValidPixels:
         self.pixels += label.size
         if self.labels >= 200 and self.valid < 0.01 * self.pixels:
             raise UserError(
-                f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are ignored: "
-                f"is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
+                f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are "
+                f"ignored: is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
             )
 
 

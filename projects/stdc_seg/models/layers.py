@@ -1,7 +1,7 @@
 """The layers that every STDC network is made of, with the settings in which Paddle and PyTorch differ fixed once.
 
-Batch normalisation: Paddle's momentum 0.9 is PyTorch's 0.1. Average pooling: PyTorch counts the padding, Paddle does not
-unless told. Bilinear resizing: `align_mode` is left at Paddle's 0, the only mode that equals PyTorch's.
+Batch normalisation: Paddle's momentum 0.9 is PyTorch's 0.1. Average pooling: PyTorch counts the padding, Paddle does
+not unless told. Bilinear resizing: `align_mode` is left at Paddle's 0, the only mode that equals PyTorch's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ def conv2d(
 ) -> nn.Conv2D:
     """A convolution without bias, padded to keep the size at stride 1.
 
-    Args:
-        init: "backbone" draws Kaiming-normal weights from the fan-out with gain sqrt(2), "head" from the fan-in with gain
-            1, as the official code does for its classifier and its decoder. Both count a depthwise convolution's fan as
-            PyTorch does: the fan-out is `out_channels` x kernel area whatever the groups.
+    `init` "backbone" draws Kaiming-normal weights from the fan-out with gain sqrt(2), "head" from the fan-in with gain
+    1, as the official code does for its classifier and its decoder. A depthwise convolution's fan is counted as PyTorch
+    does: the fan-out is `out_channels` x kernel area whatever the groups.
     """
     area = kernel_size**2
     if init == "backbone":

@@ -1,7 +1,7 @@
 """STDC-Seg: a STDC backbone, BiSeNet's attention and fusion, three segmentation heads and the detail head.
 
-Reference: Fan et al., CVPR 2021 (arXiv 2104.13188), section 3.2 and figure 4; ARM and FFM come from Yu et al., "BiSeNet",
-ECCV 2018 (arXiv 1808.00897), section 3.2 and figure 2.
+Reference: Fan et al., CVPR 2021 (arXiv 2104.13188), section 3.2 and figure 4; ARM and FFM come from Yu et al.,
+"BiSeNet", ECCV 2018 (arXiv 1808.00897), section 3.2 and figure 2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """STDC networks: the backbones of STDC-Seg and the ImageNet classifiers that they are taken from.
 
-Reference: Fan et al., "Rethinking BiSeNet For Real-time Semantic Segmentation", CVPR 2021 (arXiv 2104.13188), section 3.1
-and table 2.
+Reference: Fan et al., "Rethinking BiSeNet For Real-time Semantic Segmentation", CVPR 2021 (arXiv 2104.13188), section
+3.1 and table 2.
 """
 
 from __future__ import annotations

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes .venv if there is none and installs the pinned packages; ends in a second when all is there already.
+#   bash ci/setup.sh            PYTHON=python3.12 bash ci/setup.sh   (another interpreter)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+wanted=$(cat requirements.txt requirements-nodeps.txt pyproject.toml | sha256sum | cut -d' ' -f1)
+stamp=.venv/segrepro-installed
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted $PWD" ]; then
+  exit 0
+fi
+
+python=${PYTHON:-python3}
+"$python" - <<'PY'
+import sys
+if not (3, 11) <= sys.version_info[:2] < (3, 13):
+    sys.exit(f"error: Python 3.11 or 3.12 is needed, this is {sys.version.split()[0]}: name one with PYTHON=python3.11 bash ci/setup.sh")
+PY
+
+echo "setting up .venv: about 3 minutes and 7 GB the first time"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+pip=".venv/bin/python -m pip --disable-pip-version-check"
+$pip install --quiet --requirement requirements.txt
+$pip install --quiet --no-deps --requirement requirements-nodeps.txt
+$pip install --quiet --no-deps --no-build-isolation --editable .
+echo "$wanted $PWD" > "$stamp"
