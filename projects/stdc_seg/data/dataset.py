@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import UserError
+from common.dataset_list import read_list
 from common.labels import LabelSet, label_set, load_custom
-from common.list_file import read_list
 from common.picture_files import read_image, read_label
 from stdc_seg.config import AugmentConfig, DataConfig
 from stdc_seg.data.transforms import augment, normalize

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import common
 from common.cli import UserError
+from common.dataset_list import make_lists
+from common.toy_dataset import write_toy_dataset
 from stdc_seg.config import DataConfig
 
+import paddle.distributed as dist
+
 REPOSITORY = Path(common.__file__).resolve().parents[1]
+TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (256, 512)
 
 
 def find_root(root: str) -> Path | None:
@@ -27,16 +32,21 @@ def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
     wanted = root or data.root
     found = find_root(wanted)
     if data.dataset == "toy" and root is None:
-        from common.dataset_list import write_dataset_lists
-        from common.toy_dataset import write_toy_dataset
-
         found = found or REPOSITORY / wanted
-        write_toy_dataset("cityscapes", found)
-        if not (found / data.train_list).is_file():
-            write_dataset_lists("cityscapes", found)
+        _draw_toy_dataset(found)
     if found is None:
         raise UserError(
             f"no data set in '{wanted}' (looked here and in the repository): put it there, name its place with --data, "
             f"or train on the embedded data with --config quickstart"
         )
     return dataclasses.replace(data, root=str(found))
+
+
+def _draw_toy_dataset(root: Path) -> None:
+    if not (root / "train.txt").is_file():
+        if dist.get_rank() == 0:
+            print(f"drawing the embedded data set: {TOY_TRAIN} + {TOY_VAL} street scenes into {root}", flush=True)
+            write_toy_dataset("cityscapes", root, TOY_TRAIN, TOY_VAL, TOY_SIZE)
+            make_lists("cityscapes", root)
+        if dist.get_world_size() > 1:
+            dist.barrier()

@@ -55,7 +55,8 @@ def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
 
 def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
     """Bilinear with aligned corners, as everywhere in the official code. (B, C, h, w) -> (B, C, H, W)."""
-    if tuple(x.shape[2:]) == tuple(size):
+    # A traced graph always resizes: its sizes are not known before it runs.
+    if paddle.in_dynamic_mode() and tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 

@@ -1,0 +1,61 @@
+import dataclasses
+
+from stdc_seg.config import read_config
+from stdc_seg.lr_schedule import learning_rate
+from stdc_seg.models import build_model
+from stdc_seg.optimizer import build_optimizer
+
+import numpy as np
+import paddle
+import pytest
+import torch
+
+OFFICIAL = read_config("stdc2_seg50").optimizer
+
+
+def test_rate_of_the_official_recipe():
+    # exponential from 1e-5 to 1e-2 over 1000 updates, then poly 0.9 to 0 over the other 59000
+    assert learning_rate(0, 60000, OFFICIAL) == pytest.approx(1e-5)
+    assert learning_rate(500, 60000, OFFICIAL) == pytest.approx((1e-5 * 1e-2) ** 0.5)
+    assert learning_rate(1000, 60000, OFFICIAL) == pytest.approx(1e-2)
+    assert learning_rate(30500, 60000, OFFICIAL) == pytest.approx(1e-2 * 0.5**0.9)
+    assert learning_rate(60000, 60000, OFFICIAL) == 0
+
+
+def test_rate_without_warmup_is_poly():
+    config = dataclasses.replace(OFFICIAL, warmup_iters=0)
+    assert learning_rate(0, 100, config) == pytest.approx(1e-2)
+    assert learning_rate(75, 100, config) == pytest.approx(1e-2 * 0.25**0.9)
+
+
+@pytest.mark.parametrize("decay_norms", [False, True])
+def test_three_updates_equal_pytorchs_sgd(decay_norms):
+    config = dataclasses.replace(OFFICIAL, weight_decay=0.1, decay_norm_and_bias=decay_norms)
+    paddle.seed(0)
+    model = build_model("stdc1", num_classes=3)
+    heads = ("ffm.", "decode_head.", "aux_head8.", "aux_head16.", "detail_head.")
+    twins, groups = {}, []
+    for name, parameter in model.named_parameters():
+        if not parameter.stop_gradient:
+            twins[name] = torch.nn.Parameter(torch.from_numpy(parameter.numpy()))
+            factor = 10.0 if name.startswith(heads) else 1.0
+            decay = 0.1 if parameter.ndim == 4 or decay_norms else 0.0
+            groups.append({"params": [twins[name]], "factor": factor, "weight_decay": decay})
+    theirs = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    ours = build_optimizer(model, config)
+    rng = np.random.default_rng(0)
+    for step in (0, 500, 2000):
+        rate = learning_rate(step, 60000, config)
+        for group in theirs.param_groups:
+            group["lr"] = rate * group["factor"]
+        for name, parameter in model.named_parameters():
+            if name in twins:
+                gradient = rng.standard_normal(parameter.shape, dtype=np.float32)
+                twins[name].grad = torch.from_numpy(gradient)
+                parameter.grad = paddle.to_tensor(gradient)
+        theirs.step()
+        ours.set_lr(rate)
+        ours.step()
+    for name, parameter in model.named_parameters():
+        if name in twins:
+            np.testing.assert_allclose(parameter.numpy(), twins[name].detach().numpy(), atol=1e-6, err_msg=name)

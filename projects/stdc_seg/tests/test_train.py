@@ -1,0 +1,249 @@
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from common.run_log import read_run
+from stdc_seg.checkpoint import read_state
+
+import numpy as np
+import pytest
+from runs import ENV, PROJECT, command, error_line, numbers, run_folder, train, train_words, write_data
+
+EVERY = ("train.eval_every=10", "train.checkpoint_every=4")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def reference(data, tmp_path_factory):
+    """An undisturbed run of 20 steps."""
+    output = tmp_path_factory.mktemp("reference")
+    process = train(data, output, 20, *EVERY)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process, run_folder(output)
+
+
+def test_a_run_leaves_its_files(reference):
+    process, folder = reference
+    assert folder.name.startswith("quickstart_s0_2")
+    names = {path.name for path in folder.iterdir()}
+    tables = {"train.csv", "eval.csv", "per_class.csv"}
+    assert names == {"config.yaml", "env.json", "curve.png", "best.safetensors", "last.safetensors", *tables}
+    run = read_run(folder)
+    assert [int(row["step"]) for row in run.train] == list(range(1, 21))
+    assert [(row["step"], row["images"]) for row in run.eval] == [("10", "2"), ("20", "2")]
+    assert [row["class_name"] for row in run.per_class[:3]] == ["one", "two", "three"]
+    assert run.env["scope"] == "smoke"
+    assert run.env["class_names"] == ["one", "two", "three"]
+    assert f"best val mIoU {float(run.best()['miou_percent']):.2f} %" in process.stdout
+
+
+def test_the_loss_falls(reference):
+    losses = [float(row["loss"]) for row in read_run(reference[1]).train]
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+
+
+def test_the_same_seed_gives_the_same_digits_and_another_seed_others(data, reference, tmp_path):
+    assert train(data, tmp_path / "same", 20, *EVERY).returncode == 0
+    assert numbers(run_folder(tmp_path / "same")) == numbers(reference[1])
+    assert train(data, tmp_path / "other", 20, *EVERY, "--seed", 1).returncode == 0
+    assert numbers(run_folder(tmp_path / "other")) != numbers(reference[1])
+
+
+def test_loader_processes_change_no_digit(data, reference, tmp_path):
+    assert train(data, tmp_path, 20, *EVERY, "train.num_workers=2").returncode == 0
+    assert numbers(run_folder(tmp_path)) == numbers(reference[1])
+
+
+def test_eval_repeats_the_number_of_training(data, reference, tmp_path):
+    words = ["--weights", reference[1] / "last.safetensors", "--data", data, "--output", tmp_path]
+    process = command("eval.py", *words)
+    assert process.returncode == 0, process.stderr[-2000:]
+    timed = {"seconds"}
+    last = {k: v for k, v in numbers(reference[1])["eval.csv"][-1].items() if k not in timed}
+    again = numbers_of_eval(tmp_path)
+    assert again == [last]
+    assert f"mIoU {float(last['miou_percent']):.2f} %" in process.stdout
+
+
+def numbers_of_eval(folder):
+    with open(folder / "eval.csv") as stream:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
+
+
+def kill_and_resume(data, output, iters, moments, words):
+    """Starts the run, kills it after each of `moments` seconds of training, resumes, and lets it finish."""
+    resumed_at = []
+    for moment in moments:
+        more = ["--resume"] if resumed_at or list(output.glob("*/config.yaml")) else []
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *map(str, train_words(data, output, iters, *more, *words))],
+            cwd=PROJECT,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        wait_until_training(process, output)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        out = process.communicate()[0]
+        resumed_at += [line for line in out.splitlines() if line.startswith("resuming")]
+        leftovers = [path for path in output.glob("*/*") if path.suffix in (".safetensors", ".png", ".yaml", ".json")]
+        assert all(path.stat().st_size > 0 for path in leftovers)
+    process = train(data, output, iters, "--resume", *words)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return resumed_at
+
+
+def wait_until_training(process, output):
+    """Until the run folder is there and has grown, or the process has ended by itself."""
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        now = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
+        if now and now != before:
+            return
+        time.sleep(0.02)
+
+
+def test_killed_twice_it_ends_with_the_same_digits(data, reference, tmp_path):
+    resumed = kill_and_resume(data, tmp_path, 20, [0.6, 0.5], EVERY)
+    assert numbers(run_folder(tmp_path)) == numbers(reference[1])
+    assert len(resumed) <= 1  # the second start; the last one is not recorded here
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_with_the_same_digits(data, tmp_path):
+    moments = np.random.default_rng(0).uniform(0.0, 2.5, 10)
+    assert train(data, tmp_path / "whole", 60, *EVERY).returncode == 0
+    resumed = kill_and_resume(data, tmp_path / "killed", 60, moments, EVERY)
+    assert len(resumed) >= 5
+    assert numbers(run_folder(tmp_path / "killed")) == numbers(run_folder(tmp_path / "whole"))
+    for name in ("best", "last"):
+        files = [run_folder(tmp_path / run) / f"{name}.safetensors" for run in ("killed", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_resume_of_a_finished_run_says_so(reference):
+    before = (reference[1] / "last.safetensors").read_bytes()
+    process = command("train.py", "--resume", reference[1])
+    assert process.returncode == 0
+    assert "has reached its 20 iterations" in process.stdout
+    assert (reference[1] / "last.safetensors").read_bytes() == before
+
+
+def test_resume_keeps_its_experiment_unless_extended(data, reference):
+    before = sorted((path.name, path.read_bytes()) for path in reference[1].iterdir())
+    checkpoint = reference[1] / "last.safetensors"
+    line = error_line(train(data, reference[1].parent, 20, "--resume", checkpoint, *EVERY, "optimizer.momentum=0.5"))
+    assert "optimizer.momentum differ" in line
+    line = error_line(command("train.py", "--resume", checkpoint, "--iters", 30))
+    assert "from 20 to 30 iterations" in line
+    assert "--extend" in line
+    assert sorted((path.name, path.read_bytes()) for path in reference[1].iterdir()) == before
+
+
+def test_extend_goes_on_and_tells_the_rate(data, reference, tmp_path):
+    folder = tmp_path / reference[1].name
+    shutil.copytree(reference[1], folder)
+    process = command("train.py", "--resume", folder, "--iters", 24, "--extend", "--data", data)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "extended from 20 to 24 iterations: at step 20 the rate goes from 0 to 0.0" in process.stdout
+    assert [int(row["step"]) for row in read_run(folder).train] == list(range(1, 25))
+
+
+def test_a_second_run_of_the_day_gets_its_own_folder(data, reference, tmp_path):
+    for _ in range(2):
+        assert train(data, tmp_path, 2).returncode == 0
+    first, second = sorted(path.name for path in tmp_path.iterdir())
+    assert second == f"{first}_2"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
+    words = ("optimizer.learning_rate=1.0e+30", "optimizer.warmup_start_lr=1.0e+30")
+    line = error_line(train(data, tmp_path, 20, "train.checkpoint_every=1", *words))
+    assert "stopped before the update" in line
+    (report,) = tmp_path.glob("*/nonfinite_loss_step*.json")
+    content = json.loads(report.read_text())
+    assert str(report) in line
+    assert len(content["images"]) == 2
+    assert all((data / name.rsplit("/", 1)[1]).exists() for name in content["images"])
+    (folder,) = (path.parent for path in tmp_path.glob("*/config.yaml"))
+    kept = read_run(folder).train
+    assert content["step"] == len(kept) + 1
+
+
+def test_a_batch_of_one_is_refused(data, tmp_path):
+    line = error_line(train(data, tmp_path, 4, "train.batch_size=1"))
+    assert "one value per channel" in line
+
+
+def test_labels_with_nothing_to_learn_stop_the_run(data, tmp_path):
+    root = write_data(tmp_path / "data")
+    (root / "classes.yaml").write_text(
+        "name: x\nclasses: [one, two, three]\nids: {0: 255, 1: 255, 2: 255, 7: 0, 8: 1, 9: 2}\n"
+    )
+    line = error_line(train(root, tmp_path / "out", 4, "train.batch_size=200"))
+    assert "100.0 % of the pixels of the first 200 labels are ignored" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "stdc2_seg5"], r"no config file 'stdc2_seg5'.*did you mean 'stdc2_seg50'"),
+        (["--config", "quickstart", "train.itres=3"], r"unknown key 'itres': did you mean 'iters'"),
+        (["--config", "quickstart", "train.iters=many"], r"'train.iters' must be int, not str"),
+        (["--config", "quickstart", "trian.iters=3"], r"unknown section 'trian': did you mean 'train'"),
+        (["--config", "quickstart", "loss.ohem_threshold=1.5"], r"ohem_threshold must be in \(0, 1\)"),
+        (["--config", "stdc2_seg50", "--data", "nowhere"], r"no data set in 'nowhere'.*--config quickstart"),
+        (["--resume", "nowhere"], r"nothing to resume: there is no nowhere"),
+        (["--config", "quickstart", "--iters", "0"], r"iters must be at least 1"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(words, message, tmp_path):
+    line = error_line(command("train.py", "--output", tmp_path / "out", *words))
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
+    # The fourth large file to be synced finds the disk full.
+    script = (
+        "import errno, sys, os\n"
+        "from stdc_seg import train\n"
+        "from common.cli import run_command\n"
+        "calls = []\n"
+        "real_fsync = os.fsync\n"
+        "def fsync(fd):\n"
+        "    if os.fstat(fd).st_size > 10**6:\n"
+        "        calls.append(fd)\n"
+        "        if len(calls) > 3:\n"
+        "            raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    real_fsync(fd)\n"
+        "os.fsync = fsync\n"
+        "run_command(train.main)\n"
+    )
+    words = train_words(data, tmp_path, 20, "train.checkpoint_every=2", "train.eval_every=100")
+    process = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        cwd=PROJECT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    line = error_line(process)
+    assert "no space left on the device while writing" in line
+    assert "last.safetensors" in line
+    folder = run_folder(tmp_path)
+    assert not list(folder.glob(".*.tmp"))
+    assert read_state(folder / "last.safetensors").step == 6
