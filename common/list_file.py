@@ -170,9 +170,10 @@ def _split(lines: list[tuple[int, str]], folders: FolderListing, path: str | os.
         paths = tuple(_tidy(part) for part in split(text))
         more = count == 1 and not folders.holds(paths[0]) and max(len(split(text)) for split in _SPLITTERS) > 1
         if len(paths) != count or more or not all(paths):
+            like = f", unlike line {first_number}" if number != first_number else ""
             raise UserError(
-                f"{path}, line {number}: '{text.strip()[:120]}' is not {count} path{'s'[: count - 1]}, as line "
-                f"{first_number} is; a line is a picture and its label, one separator between (quote paths with commas)"
+                f"{path}, line {number}: '{text.strip()[:120]}' is not {_KINDS[count]}{like}; all lines need the "
+                "same paths and separator (quote a path that holds a comma)"
             )
         result.append(Line(number, paths))
     return result
@@ -212,6 +213,7 @@ def _whole(text: str) -> list[str]:
 
 
 _SPLITTERS = (_split_tab, _split_csv, _split_pipe)
+_KINDS = {1: "one picture", 2: "a picture and its label"}
 
 
 def _split_at_space(number: int, text: str, folders: FolderListing, path: str | os.PathLike) -> Line:

@@ -265,7 +265,11 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change single keys of the config: train.batch_size=4"
     )
-    return parser.parse_args()
+    args = parser.parse_intermixed_args()
+    if args.resume and "=" in args.resume and not Path(args.resume).exists():  # `--resume key=value`: no path was meant
+        args.overrides.append(args.resume)
+        args.resume = "latest"
+    return args
 
 
 if __name__ == "__main__":

@@ -1,0 +1,240 @@
+"""Makes the image/label lists of a data set; checks them; counts their classes.
+
+python common/create_dataset_list.py cityscapes                    # data/cityscapes -> train.txt val.txt test.txt ...
+python common/create_dataset_list.py cityscapes DIR --convert      # writes missing labelTrainIds first
+python common/create_dataset_list.py ./data/cityscapes/ --type cityscapes --separator ","     # PaddleSeg's spelling
+python common/create_dataset_list.py custom DIR                    # DIR/images/{train,val}, DIR/labels/{train,val}
+python common/create_dataset_list.py custom DIR --csv pairs.csv    # columns image,label and, if you like, split
+python common/create_dataset_list.py check cityscapes [DIR]        # every file opened; exit status 1 on a problem
+python common/create_dataset_list.py check custom DIR --classes classes.yaml
+python common/create_dataset_list.py check my_train.txt my_val.txt --root DIR --classes classes.yaml
+python common/create_dataset_list.py stats cityscapes [DIR] --output classes.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from common.cli import UserError, did_you_mean, run_command
+from common.dataset_check import check_lists
+from common.dataset_layouts import LAYOUTS, FoundPairs, find_pairs, layout_of
+from common.dataset_list import make_lists
+from common.files import atomic_write
+from common.label_scan import LabelStats, label_stats
+from common.labels import LabelSet, label_set, load_custom, names
+from common.list_file import SEPARATORS, Pair, read_list
+
+import numpy as np
+
+_SHOWN = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = {"check": _check, "stats": _stats}
+    if words and words[0] in commands:
+        return commands[words[0]](words[1:])
+    return _create(words)
+
+
+def _create(words: list[str]) -> int:
+    parser = _parser("", __doc__)
+    parser.add_argument("dataset", help=f"{', '.join(LAYOUTS)}; or the folder, with --type")
+    parser.add_argument("root", nargs="?", help="the data set's folder (default: data/<data set>)")
+    parser.add_argument("--type", metavar="NAME", help="the data set, when the first word is its folder")
+    parser.add_argument(
+        "--separator", default=",", help=f"{', '.join(SEPARATORS)} or the character itself; default comma"
+    )
+    parser.add_argument(
+        "--labels", metavar="KIND", help="cityscapes: trainIds (default) or labelIds; coco: coco or coco80"
+    )
+    parser.add_argument("--convert", action="store_true", help="write missing label PNGs first (voc_aug, coco: always)")
+    parser.add_argument("--csv", metavar="FILE", help="custom: a table of image,label[,split] instead of folders")
+    parser.add_argument("--classes", metavar="FILE", help="custom --convert: label set with the masks' colours")
+    parser.add_argument("--output", metavar="DIR", help="where the lists go (default: the data set's folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists that are there and differ")
+    args = parser.parse_args(words)
+    dataset, root = (args.type, args.dataset) if args.type else (args.dataset, args.root)
+    if args.type and args.root:
+        raise UserError(f"--type takes one folder, two words were given: leave out '{args.root}'")
+    made = make_lists(
+        dataset,
+        root,
+        output=args.output,
+        separator=args.separator,
+        labels=args.labels,
+        convert=args.convert,
+        overwrite=args.overwrite,
+        csv_file=args.csv,
+        classes=args.classes,
+    )
+    if made.converted:
+        print(f"{made.converted} label files written")
+    for name, path in made.files.items():
+        print(f"{path}: {len(made.found.lists[name])} lines")
+    if args.separator in (",", "comma") and any('"' in path.read_text("utf-8") for path in made.files.values()):
+        print("note: paths with a comma are quoted; PaddleSeg cannot read those lines, --separator tab is for it")
+    _print_left_out(made.found)
+    return 0
+
+
+def _print_left_out(found: FoundPairs) -> None:
+    for note in found.notes:
+        print(f"note: {note}")
+    for what, paths in (
+        ("pictures without label", found.images_without_label),
+        ("labels without picture", found.labels_without_image),
+    ):
+        if paths:
+            shown = ", ".join(str(path) for path in paths[:_SHOWN]) + (" ..." if len(paths) > _SHOWN else "")
+            print(f"warning: {len(paths)} {what}, left out: {shown}", file=sys.stderr)
+
+
+class Target(NamedTuple):
+    """What `check` and `stats` look at: the lists by name, what their labels hold, and what is in no list."""
+
+    lists: dict[str, list[Pair]]
+    labels: LabelSet
+    found: FoundPairs
+
+
+def _check(words: list[str]) -> int:
+    parser = _target_parser("check", "Opens every picture and label; exit status 1 if anything is wrong.")
+    parser.add_argument("--fast", action="store_true", help="read only the headers of pictures (labels are read whole)")
+    args = parser.parse_args(words)
+    target = _target(args)
+    report = check_lists(
+        target.lists,
+        target.labels,
+        target.found.root,
+        fast=args.fast,
+        images_without_label=target.found.images_without_label,
+        labels_without_image=target.found.labels_without_image,
+    )
+    for note in target.found.notes:
+        print(f"note: {note}")
+    print(report.table())
+    return 0 if report.ok else 1
+
+
+def _stats(words: list[str]) -> int:
+    parser = _target_parser("stats", "Pixel share, ENet and median-frequency weight of each class, over one list.")
+    parser.add_argument("--split", metavar="NAME", help="which list (default: the first whose name begins with train)")
+    parser.add_argument("--output", metavar="FILE", help="also write the table as CSV")
+    args = parser.parse_args(words)
+    target = _target(args)
+    name = args.split or next((name for name in target.lists if name.startswith("train")), next(iter(target.lists)))
+    if name not in target.lists:
+        raise UserError(f"no list '{name}': {did_you_mean(name, list(target.lists))}")
+    stats = label_stats(target.lists[name], target.labels)
+    rows = _stats_rows(stats)
+    print(f"{stats.num_files} labels of {name}, {100 * stats.ignored_share:.2f} % of the pixels ignored")
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"absent classes: {', '.join(stats.absent) or 'none'}")
+    if args.output:
+        with atomic_write(args.output) as stream:
+            csv.writer(stream, lineterminator="\n").writerows(rows)
+    return 0
+
+
+def _stats_rows(stats: LabelStats) -> list[list[object]]:
+    """Returns a header and one row for each class; a weight that is not defined is empty."""
+    header = ["id", "name", "pixels", "share_percent", "files", "enet_weight", "median_frequency_weight"]
+    columns = zip(
+        stats.labels.class_names,
+        stats.pixels.tolist(),
+        100 * stats.share,
+        stats.files.tolist(),
+        stats.enet_weights,
+        stats.median_frequency_weights,
+        strict=True,
+    )
+    return [
+        header,
+        *(
+            [index, name, pixels, f"{share:.4f}", files, f"{enet:.4f}", "" if np.isnan(median) else f"{median:.4f}"]
+            for index, (name, pixels, share, files, enet, median) in enumerate(columns)
+        ),
+    ]
+
+
+def _target(args: argparse.Namespace) -> Target:
+    """Turns the words after `check` or `stats` into lists."""
+    first = args.target[0]
+    if first in LAYOUTS:
+        if len(args.target) > 2:
+            raise UserError(f"{first} takes one folder: leave out '{args.target[2]}'")
+        root = args.target[1] if len(args.target) == 2 else args.root
+        found = _found(first, root, args.labels)
+        labels = _label_set(args, layout_of(first).label_set, found.root)
+        files = {name: found.root / f"{name}.txt" for name in found.lists}
+        lists = {name: read_list(path, check_files=False) for name, path in files.items() if path.exists()}
+        if not lists:
+            found.notes.append(f"no lists in {found.root}: the pairs are those that create_dataset_list.py would list")
+        return Target(lists or found.lists, labels, found)
+    paths = [Path(word) for word in args.target]
+    if paths[0].is_dir():
+        raise UserError(f"{first} is a folder: put the data set's name before it, such as: cityscapes {first}")
+    if not paths[0].exists() and not paths[0].suffix:
+        raise UserError(f"'{first}' is no list file and no data set: {did_you_mean(first, list(LAYOUTS))}")
+    root = Path(args.root) if args.root else paths[0].parent
+    lists = {path.stem: read_list(path, root, check_files=False) for path in paths}
+    return Target(lists, _label_set(args, None, root), FoundPairs(root))
+
+
+def _found(dataset: str, root: str | None, labels: str | None) -> FoundPairs:
+    """Finds the pairs with the first kind of labels that is there."""
+    kinds = [labels] if labels else layout_of(dataset).label_kinds
+    for kind in kinds[:-1]:
+        try:
+            return find_pairs(dataset, root, kind)
+        except UserError:
+            continue
+    return find_pairs(dataset, root, kinds[-1])
+
+
+def _label_set(args: argparse.Namespace, of_dataset: str | None, root: Path) -> LabelSet:
+    if args.type:
+        return label_set(args.type)
+    if args.classes:
+        return load_custom(args.classes)
+    if of_dataset:
+        return label_set(of_dataset)
+    if (root / "classes.yaml").is_file():
+        return load_custom(root / "classes.yaml")
+    raise UserError(
+        f"what the labels hold is not known: give --classes FILE (there is no {root / 'classes.yaml'}) or --type NAME, "
+        f"one of {', '.join(names())}"
+    )
+
+
+def _target_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = _parser(command, f"{description}\n\n{__doc__}")
+    parser.add_argument("target", nargs="+", help="a data set, with its folder if you like; or list files")
+    parser.add_argument(
+        "--root", metavar="DIR", help="what the paths in list files are relative to (default: their folder)"
+    )
+    parser.add_argument("--classes", metavar="FILE", help="label set YAML (custom: default ROOT/classes.yaml)")
+    parser.add_argument("--type", metavar="NAME", help=f"label set: {', '.join(names())}")
+    parser.add_argument("--labels", metavar="KIND", help="cityscapes: trainIds or labelIds; coco: coco or coco80")
+    return parser
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"create_dataset_list.py {command}".strip(),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

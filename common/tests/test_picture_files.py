@@ -1,0 +1,121 @@
+"""Pictures are read whole or refused; palette PNGs give indices."""
+
+import pickle
+import struct
+import zlib
+
+from common.picture_files import PictureError, read_image, read_label, read_size
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+RGB = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + b"\xff\xd9" * 40}])
+def test_jpeg_sizes_and_truncation(tmp_path, options):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).save(path, quality=95, **options)
+    whole = path.read_bytes()
+    assert read_size(path) == (30, 50)
+    assert read_image(path).shape == (30, 50, 3)
+    for keep in (0.99, 0.9, 0.5, 0.2, 0.01):
+        path.write_bytes(whole[: int(len(whole) * keep)])
+        with pytest.raises(PictureError, match="truncated"):
+            read_image(path)
+    path.write_bytes(whole + b"what some cameras append")
+    assert read_image(path).shape == (30, 50, 3)
+
+
+def test_pngs_and_truncation(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path)
+    whole = path.read_bytes()
+    assert read_size(path) == (30, 50)
+    np.testing.assert_array_equal(read_image(path), RGB)
+    for end in (20, len(whole) // 2, len(whole) - 12, len(whole) - 4):
+        path.write_bytes(whole[:end])
+        with pytest.raises(PictureError, match=r"a\.png: (truncated|damaged)"):
+            read_image(path)
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
+    with pytest.raises(PictureError, match="damaged"):
+        read_image(path)
+
+
+def test_other_files(tmp_path):
+    for name, data, message in (
+        ("empty.png", b"", "empty"),
+        ("text.png", b"not a picture", "not a picture"),
+        ("short.jpg", b"\xff\xd8\xff", "truncated"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(PictureError, match=message):
+            read_image(tmp_path / name)
+        with pytest.raises(PictureError, match=message):
+            read_size(tmp_path / name)
+    with pytest.raises(PictureError, match="no such file"):
+        read_label(tmp_path / "nothing.png")
+    bmp = tmp_path / "a.bmp"
+    Image.fromarray(RGB).save(bmp)
+    assert read_size(bmp) == (30, 50)
+
+
+def test_a_header_that_claims_too_much_is_refused_before_decoding(tmp_path):
+    path = tmp_path / "bomb.png"
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    for read in (read_image, read_label, read_size):
+        with pytest.raises(PictureError, match="claims 100000x100000 pixels"):
+            read(path)
+
+
+def test_a_long_exif_before_the_size(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    segment = b"\xff\xe5" + struct.pack(">H", 60_000) + bytes(59_998)
+    path.write_bytes(data[:2] + segment * 3 + data[2:])
+    assert read_size(path) == (30, 50)
+
+
+def test_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=exif)
+    assert cv2.imread(str(tmp_path / "a.jpg")).shape[:2] == (50, 30)
+    assert read_image(tmp_path / "a.jpg").shape[:2] == read_size(tmp_path / "a.jpg") == (30, 50)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_and_grey_files_give_the_same_ids(tmp_path, bits):
+    ids = np.random.default_rng(bits).integers(0, 2**bits, (20, 37), dtype=np.uint8)
+    if bits == 8:
+        ids[0, :2] = 0, 255
+    picture = Image.fromarray(ids, mode="P")
+    picture.putpalette(list(range(255, -1, -1)) * 3)
+    picture.save(tmp_path / "p.png", bits=bits, transparency=0)
+    cv2.imwrite(str(tmp_path / "grey.png"), ids)
+    np.testing.assert_array_equal(read_label(tmp_path / "p.png"), ids)
+    np.testing.assert_array_equal(read_label(tmp_path / "grey.png"), ids)
+    (tmp_path / "p.png").write_bytes((tmp_path / "p.png").read_bytes()[:-20])
+    with pytest.raises(PictureError):
+        read_label(tmp_path / "p.png")
+
+
+def test_wide_and_coloured_labels_are_handed_over_as_they_are(tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.png"), np.full((3, 4), 1000, np.uint16))
+    assert read_label(tmp_path / "wide.png").dtype == np.uint16
+    cv2.imwrite(str(tmp_path / "colour.png"), np.zeros((3, 4, 3), np.uint8))
+    assert read_label(tmp_path / "colour.png").shape == (3, 4, 3)
+
+
+def test_the_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(PictureError("a.png", "damaged")))
+    assert (str(error), error.reason) == ("a.png: damaged", "damaged")

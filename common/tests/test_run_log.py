@@ -1,0 +1,114 @@
+import json
+import subprocess
+
+from common.cli import UserError
+from common.metrics import ConfusionMatrix
+from common.run_log import Evaluation, RunLog, environment, git_commit, read_run, run_id
+
+import cv2
+import numpy as np
+import pytest
+
+NAMES = ("road", "sky", "train")
+COLUMNS = ("step", "loss")
+
+
+def evaluation(right):
+    """`right` of 4 road pixels found, 4 sky pixels all found, no train anywhere."""
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([0] * 4 + [1] * 4), np.array([0] * right + [1] * (4 - right) + [1] * 4))
+    return Evaluation(matrix, loss=0.5, images=2, seconds=1.25)
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = RunLog(tmp_path / "run", COLUMNS)
+    log.start("seed: 0\n", {"commit": "abc"})
+    for step in range(1, 5):
+        log.log_train({"step": step, "loss": 1 / step})
+    log.log_eval(2, "val", "ss", evaluation(2), NAMES)
+    log.log_eval(4, "val", "ss", evaluation(4), NAMES)
+    return log
+
+
+def test_what_is_written_is_read(log):
+    run = read_run(log.folder)
+    assert run.config_text == "seed: 0\n"
+    assert run.env == {"commit": "abc"}
+    assert [(row["step"], float(row["loss"])) for row in run.train] == [("1", 1), ("2", 0.5), ("3", 1 / 3), ("4", 0.25)]
+    # by hand: road 2 / 4, sky 4 / (4 + 2 false); train is absent and leaves the mean
+    assert float(run.eval[0]["miou_percent"]) == pytest.approx(100 * (2 / 4 + 4 / 6) / 2, abs=1e-4)
+    assert float(run.eval[0]["pixel_accuracy_percent"]) == 75
+    assert run.eval[0]["absent_classes"] == "train"
+    assert [row["iou_percent"] for row in run.per_class[:3]] == ["50.0000", "66.6667", "nan"]
+    assert run.best()["step"] == "4"
+
+
+def test_a_half_written_last_line_is_no_row(log):
+    with open(log.folder / "train.csv", "a") as stream:
+        stream.write("5,0.1")
+    assert [row["step"] for row in read_run(log.folder).train] == ["1", "2", "3", "4"]
+    RunLog(log.folder, COLUMNS).trim(5)
+    RunLog(log.folder, COLUMNS).log_train({"step": 5, "loss": 0.2})
+    assert read_run(log.folder).train[-1] == {"step": "5", "loss": "0.2"}
+
+
+def test_trim_drops_what_a_resumed_run_writes_again(log):
+    RunLog(log.folder, COLUMNS).trim(2)
+    run = read_run(log.folder)
+    assert [row["step"] for row in run.train] == ["1", "2"]
+    assert [row["step"] for row in run.eval] == ["2"]
+    assert {row["step"] for row in run.per_class} == {"2"}
+
+
+def test_trim_to_nothing_leaves_the_headers(log):
+    RunLog(log.folder, COLUMNS).trim(0)
+    assert (log.folder / "train.csv").read_text() == "step,loss\n"
+
+
+def test_the_curve_is_a_picture(log):
+    log.draw_curve("title")
+    curve = cv2.imread(str(log.folder / "curve.png"))
+    assert curve.shape[0] > 300
+    assert curve.shape[1] > 600
+    blue = (np.abs(curve.astype(int) - (180, 119, 31)).sum(2) < 30).sum()  # matplotlib's first colour, as BGR
+    assert blue > 200  # the mIoU line
+
+
+def test_damaged_runs_are_named(log, tmp_path):
+    with pytest.raises(UserError, match="nowhere is no run folder: config.yaml is missing"):
+        read_run(tmp_path / "nowhere")
+    (log.folder / "train.csv").write_text("step,loss\n1,2,3\n")
+    with pytest.raises(UserError, match=r"train\.csv: a row has not as many cells"):
+        read_run(log.folder)
+    (log.folder / "env.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        read_run(log.folder)
+
+
+def test_run_id():
+    assert run_id("stdc2_seg50", 3, "0123456789", day="20261121") == "stdc2_seg50_s3_20261121_0123456"
+
+
+def test_commit_and_whether_files_changed(tmp_path):
+    assert git_commit(tmp_path) == ("unknown", False)
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y", *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "one")
+    commit, changed = git_commit(tmp_path)
+    assert len(commit) == 40
+    assert not changed
+    (tmp_path / "a").write_text("2")
+    assert git_commit(tmp_path) == (commit, True)
+
+
+def test_environment_says_what_ran_where():
+    env = environment(("numpy", "no-such-package"), project="p", seed=1)
+    assert env["packages"] == {"numpy": np.__version__, "no-such-package": None}
+    assert (env["project"], env["seed"]) == ("p", 1)
+    assert json.loads(json.dumps(env)) == env
