@@ -47,10 +47,10 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         UserError: A config mistake, nothing to resume, or a resumed run asked to be another experiment.
     """
     if args.resume is not None:
-        checkpoint = _find_checkpoint(args.resume, args.output)
-        if checkpoint is not None:
-            return _plan_resume(args, checkpoint)
-        _say(f"no checkpoint under {args.output} yet: starting from the first step")
+        folder, checkpoint = _find_run(args.resume, args.output)
+        if folder is not None:
+            return _plan_resume(args, folder, checkpoint)
+        _say(f"no run under {args.output} yet: starting one")
     name = args.config or _default_config(args.data)
     config = _config_of(args, name)
     config_name = Path(name).name.removesuffix(".yaml")
@@ -72,17 +72,19 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
-def _plan_resume(args: argparse.Namespace, checkpoint: Path) -> RunPlan:
-    state = read_state(checkpoint)
-    config = config_from_text(Config, state.config_text, f"config in {checkpoint}")
-    folder = checkpoint.parent
+def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
+    if checkpoint is None:  # stopped before its first checkpoint
+        step, config = 0, read_config(str(folder / "config.yaml"))
+    else:
+        state = read_state(checkpoint)
+        step, config = state.step, config_from_text(Config, state.config_text, f"config in {checkpoint}")
     config_name = folder.name.rsplit(f"_s{config.train.seed}_", 1)[0]
     if args.config or args.overrides or args.seed is not None:
         _refuse_other_experiment(config, args, config_name)
     if args.iters is not None and args.iters != config.train.iters:
-        config = _extend(config, args, state.step)
-    _say(f"resuming {folder} at step {state.step} of {config.train.iters}")
-    return RunPlan(config, config_name, folder, checkpoint, args.data, is_finished=state.step >= config.train.iters)
+        config = _extend(config, args, step)
+    _say(f"resuming {folder} at step {step} of {config.train.iters}")
+    return RunPlan(config, config_name, folder, checkpoint, args.data, is_finished=step >= config.train.iters)
 
 
 def _refuse_other_experiment(config: Config, args: argparse.Namespace, config_name: str) -> None:
@@ -117,16 +119,21 @@ def _extend(config: Config, args: argparse.Namespace, step: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, iters=args.iters))
 
 
-def _find_checkpoint(where: str, output: Path) -> Path | None:
+def _find_run(where: str, output: Path) -> tuple[Path | None, Path | None]:
+    """The run folder to go on with, and the checkpoint in it if there is one yet."""
     if where == "latest":
-        found = sorted(output.glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
-    path = Path(where)
-    if path.is_dir():
-        path = path / "last.safetensors"
-    if not path.is_file():
-        raise UserError(f"nothing to resume: there is no {path}: give a run folder, a checkpoint, or --resume alone")
-    return path
+        runs = sorted((path.parent for path in output.glob("*/config.yaml")), key=lambda run: run.stat().st_mtime_ns)
+        if not runs:
+            return None, None
+        path = runs[-1]
+    else:
+        path = Path(where)
+    if path.is_file():
+        return path.parent, path
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"nothing to resume: {path} is no run folder: give one, a checkpoint, or --resume alone")
+    checkpoint = path / "last.safetensors"
+    return path, checkpoint if checkpoint.is_file() else None
 
 
 def _default_config(data_root: str | None) -> str:

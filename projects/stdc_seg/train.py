@@ -147,8 +147,7 @@ class Trainer:
         return paddle.DataParallel(self.model)
 
     def _start_log(self) -> None:
-        if self.step:
-            self.log.trim(self.step)
+        self.log.trim(self.step)
         weights = self.config.model.backbone_weights
         env = environment(
             ("paddlepaddle", "paddlepaddle-gpu", "numpy", "opencv-python-headless"),
@@ -226,7 +225,7 @@ def share_batch_norm_statistics(model: STDCSeg) -> None:
 
 def main() -> None:
     """The command."""
-    args = _parse_args()
+    args = parse_args()
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         dist.init_parallel_env()
     plan = plan_run(args)
@@ -239,7 +238,8 @@ def main() -> None:
         print(f"run: {plan.folder}   best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
 
 
-def _parse_args() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
+    """The words of the command line; run `--help` for their meaning."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of one in configs/")
     parser.add_argument("--iters", type=int, metavar="N", help="total updates; warm-up shrinks in proportion")

@@ -8,7 +8,8 @@ import time
 from common.cli import UserError
 from common.run_log import read_run
 from stdc_seg.checkpoint import read_state
-from stdc_seg.train import main
+from stdc_seg.runs import plan_run
+from stdc_seg.train import main, parse_args
 
 import numpy as np
 import pytest
@@ -154,11 +155,22 @@ def test_extend_goes_on_and_tells_the_rate(data, reference, tmp_path):
     assert [int(row["step"]) for row in read_run(folder).train] == list(range(1, 25))
 
 
-def test_a_second_run_of_the_day_gets_its_own_folder(data, reference, tmp_path):
-    for _ in range(2):
-        assert train(data, tmp_path, 2).returncode == 0
-    first, second = sorted(path.name for path in tmp_path.iterdir())
-    assert second == f"{first}_2"
+def test_a_second_run_of_the_day_gets_its_own_folder(data, tmp_path, monkeypatch):
+    words = ["train.py", *map(str, train_words(data, tmp_path, 2))]
+    monkeypatch.setattr(sys, "argv", words)
+    first = plan_run(parse_args()).folder
+    first.mkdir(parents=True)
+    (first / "config.yaml").touch()
+    assert plan_run(parse_args()).folder == first.with_name(f"{first.name}_2")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(data, reference, tmp_path):
+    folder = tmp_path / reference[1].name
+    folder.mkdir()
+    shutil.copy(reference[1] / "config.yaml", folder)
+    (folder / "train.csv").write_text("step,loss\n1,9.9\n2,9")
+    assert train(data, tmp_path, 20, "--resume", *EVERY).returncode == 0
+    assert numbers(run_folder(tmp_path)) == numbers(reference[1])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
@@ -199,7 +211,7 @@ def test_labels_with_nothing_to_learn_stop_the_run(data, tmp_path):
         (["--config", "quickstart", "loss.ohem_threshold=1.5"], r"ohem_threshold must be in \(0, 1\)"),
         (["--config", "quickstart", "--iters", "0"], r"iters must be at least 1"),
         (["--config", "stdc2_seg50", "--data", "nowhere"], r"no data set in 'nowhere'.*--config quickstart"),
-        (["--resume", "nowhere"], r"nothing to resume: there is no nowhere"),
+        (["--resume", "nowhere"], r"nothing to resume: nowhere is no run folder"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(words, message, tmp_path, monkeypatch):
