@@ -1,0 +1,139 @@
+"""The embedded data set: street scenes drawn from a seed, written in the layout and file formats of any supported set.
+
+    python common/toy_dataset.py cityscapes data/toy_cityscapes
+    python common/toy_dataset.py voc data/toy_voc --train 40 --val 10 --height 256 --width 512 --seed 3
+
+Layouts: cityscapes, pascal_context, ade20k, voc, voc_aug, coco, lip (people seen close), sbu (shadows on the ground),
+camvid and custom. The same seed gives the same bytes, and picture i does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from common.cli import UserError, did_you_mean, run_command
+from common.files import atomic_write
+from common.toy_layouts import WRITERS, Plan
+
+VERSION = 1  # of the drawings: another version means other bytes
+DONE = "toy_dataset.json"
+BEGUN = ".toy_dataset_begun.json"
+SMALLEST, LARGEST = 32, 4096
+
+
+def write_toy_dataset(
+    layout: str,
+    root: str | os.PathLike,
+    num_train: int = 200,
+    num_val: int = 50,
+    size: tuple[int, int] = (128, 256),
+    seed: int = 0,
+) -> Path:
+    """Writes the embedded data set, or returns at once where it already lies.
+
+    `toy_dataset.json` with these arguments is written last; a run that was stopped is completed by the next call.
+
+    Args:
+        layout: One of `layouts()`.
+        root: Folder for the data set: new, empty, or one that an earlier call with the same arguments wrote.
+        num_train: Pictures in train (voc_aug: in VOC train + SBD without VOC val).
+        num_val: Pictures in val. Layouts with a test split (and Cityscapes' coarse extra) have a fifth of it there.
+        size: (height, width) of all pictures.
+        seed: Not negative.
+
+    Returns:
+        The root.
+
+    Raises:
+        UserError: An argument out of range, or a folder that holds something else.
+    """
+    _check_arguments(layout, num_train, num_val, size, seed)
+    root = Path(root)
+    marker = {
+        "layout": layout,
+        "num_train": num_train,
+        "num_val": num_val,
+        "size": list(size),
+        "seed": seed,
+        "version": VERSION,
+    }
+    if _is_complete(root, marker):
+        return root
+    with atomic_write(root / BEGUN) as stream:
+        json.dump(marker, stream)
+    WRITERS[layout](Plan(root, num_train, num_val, tuple(size), seed))
+    with atomic_write(root / DONE) as stream:
+        json.dump(marker, stream, indent=2)
+    (root / BEGUN).unlink(missing_ok=True)
+    return root
+
+
+def layouts() -> list[str]:
+    """Returns the names of the layouts."""
+    return list(WRITERS)
+
+
+def _check_arguments(layout: str, num_train: int, num_val: int, size: tuple[int, int], seed: int) -> None:
+    if layout not in WRITERS:
+        raise UserError(f"unknown layout '{layout}': {did_you_mean(layout, layouts())}")
+    for name, value in (("num_train", num_train), ("num_val", num_val)):
+        if not 1 <= value <= 99_999:
+            raise UserError(f"toy data set: {name} must be 1 to 99999, not {value}")
+    for name, value in zip(("height", "width"), size, strict=True):
+        if not SMALLEST <= value <= LARGEST:
+            raise UserError(f"toy data set: {name} must be {SMALLEST} to {LARGEST} pixels, not {value}")
+    if seed < 0:
+        raise UserError(f"toy data set: seed must not be negative, it is {seed}")
+
+
+def _is_complete(root: Path, marker: dict) -> bool:
+    """Tells a finished data set (True) from an empty or half-written one (False).
+
+    Raises:
+        UserError: A folder that holds other files, or a toy data set of other arguments.
+    """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is a file; name a folder for the toy data set")
+    for name in (DONE, BEGUN):
+        if (root / name).exists():
+            _require_same(root / name, marker)
+            return name == DONE
+    if root.is_dir() and any(entry.name[0] != "." for entry in root.iterdir()):
+        raise UserError(f"{root}: already holds other files; name a new or empty folder for the toy data set")
+    return False
+
+
+def _require_same(path: Path, marker: dict) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not readable as JSON; delete the folder or choose another")
+    for key, wanted in marker.items():
+        if found.get(key) != wanted:
+            there = f"a toy data set with {key} {found.get(key)}, not {wanted}"
+            raise UserError(f"{path.parent}: holds {there}; choose another folder or delete this one")
+
+
+def main() -> None:
+    """Parses the command line and writes the data set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layout", metavar="LAYOUT", help=", ".join(layouts()))
+    parser.add_argument("root", metavar="ROOT", help="folder to write into")
+    parser.add_argument("--train", type=int, default=200, help="pictures in train (default 200)")
+    parser.add_argument("--val", type=int, default=50, help="pictures in val (default 50)")
+    parser.add_argument("--height", type=int, default=128, help="of the pictures (default 128)")
+    parser.add_argument("--width", type=int, default=256, help="of the pictures (default 256)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+    args = parser.parse_args()
+    size = (args.height, args.width)
+    root = write_toy_dataset(args.layout, args.root, args.train, args.val, size, args.seed)
+    print(f"{root}: toy data set, layout {args.layout}, {args.train} + {args.val} pictures of {size[0]}x{size[1]}")
+
+
+if __name__ == "__main__":
+    run_command(main)
