@@ -55,7 +55,7 @@ def save_checkpoint(
     """Writes model, optimizer state (if given) and `state` to one file, whole or not at all."""
     tensors = {f"model.{name}": _to_numpy(value) for name, value in model.state_dict().items()}
     if optimizer is not None:
-        tensors |= {f"velocity.{name}": value for name, value in _velocities(model, optimizer).items()}
+        tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(model, optimizer).items()}
     header = {"format": FORMAT, "state": json.dumps(dataclasses.asdict(state))}
     with atomic_write(path, "wb") as stream:
         stream.write(safetensors.numpy.save(tensors, metadata=header))
@@ -94,18 +94,21 @@ def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str,
 
 
 def load_optimizer(path: str | os.PathLike, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
-    """Fills the optimizer's momentum from a checkpoint.
+    """Fills the optimizer's moments from a checkpoint.
 
     Raises:
         UserError: The checkpoint was saved without, or for another network.
     """
-    velocities = _tensors(path, "velocity.")
-    names = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    if set(velocities) != set(names):
+    stored = _tensors(path, "optimizer.")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    owners = {name.rpartition(".")[0] for name in stored}
+    if owners != set(parameters):
         raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
-    optimizer.set_state_dict(
-        {f"{names[name].name}_velocity_0": paddle.to_tensor(value) for name, value in velocities.items()}
-    )
+    state = {}
+    for name, value in stored.items():
+        owner, _, moment = name.rpartition(".")
+        state[f"{parameters[owner].name}_{moment}"] = paddle.to_tensor(value)
+    optimizer.set_state_dict(state)
 
 
 def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
@@ -142,15 +145,18 @@ def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLi
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
 
 
-def _velocities(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
-    """Momentum by the network's own parameter names; zeros before the first update."""
+def _optimizer_tensors(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
+    """The optimizer's moments as "<the network's own parameter name>.<moment>".
+
+    Paddle names parameters by a counter of the process ("conv2d_7.w_0"), which is not the same in the next process.
+    """
     stored = optimizer.state_dict()
-    velocities = {}
+    tensors = {}
     for name, parameter in model.named_parameters():
-        if not parameter.stop_gradient:
-            value = stored.get(f"{parameter.name}_velocity_0")
-            velocities[name] = np.zeros(parameter.shape, np.float32) if value is None else _to_numpy(value)
-    return velocities
+        prefix = f"{parameter.name}_"
+        moments = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+        tensors |= {f"{name}.{moment}": _to_numpy(value) for moment, value in moments.items()}
+    return tensors
 
 
 def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, np.ndarray]:

@@ -71,11 +71,12 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with momentum; exponential warm-up, then poly."""
+    """SGD as the official code, or AdamW; exponential warm-up, then poly."""
 
+    name: Literal["sgd", "adamw"]  # adamw learns faster from scratch in a few hundred steps of a few pictures
     learning_rate: float
-    momentum: float
-    weight_decay: float
+    momentum: float  # of sgd; adamw has betas 0.9 and 0.999
+    weight_decay: float  # sgd adds it to the gradient; adamw takes it off the weight (decoupled)
     decay_norm_and_bias: bool  # false as the official code
     head_lr_factor: float  # the rate of FFM and of all heads over the backbone's
     warmup_iters: int

@@ -1,4 +1,4 @@
-"""The optimizer of the official code: SGD with momentum, four groups of parameters."""
+"""The optimizer of the official code, SGD with momentum and four groups of parameters; or AdamW with the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import paddle
 from paddle import nn
 
 
-def build_optimizer(model: STDCSeg, config: OptimizerConfig) -> paddle.optimizer.Momentum:
-    """SGD with momentum; weight decay is added to the gradient, as PyTorch's SGD does.
+def build_optimizer(model: STDCSeg, config: OptimizerConfig) -> paddle.optimizer.Optimizer:
+    """SGD with momentum, its weight decay added to the gradient as PyTorch's SGD does; or AdamW.
 
     Heads (FFM and all prediction heads) learn at `head_lr_factor` times the rate; normalisation weights and biases
     decay only if `decay_norm_and_bias`. The rate itself is set before every update.
@@ -24,15 +24,14 @@ def build_optimizer(model: STDCSeg, config: OptimizerConfig) -> paddle.optimizer
         if not parameter.stop_gradient:  # Paddle lists running statistics among the parameters
             key = (id(parameter) in in_heads, config.decay_norm_and_bias or id(parameter) not in in_norms)
             groups.setdefault(key, []).append(parameter)
-    return paddle.optimizer.Momentum(
-        learning_rate=config.learning_rate,
-        momentum=config.momentum,
-        parameters=[
-            {
-                "params": parameters,
-                "learning_rate": config.head_lr_factor if head else 1.0,  # a factor of the optimizer's rate
-                "weight_decay": config.weight_decay if decays else 0.0,
-            }
-            for (head, decays), parameters in groups.items()
-        ],
-    )
+    settings = [
+        {
+            "params": parameters,
+            "learning_rate": config.head_lr_factor if head else 1.0,  # a factor of the optimizer's rate
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (head, decays), parameters in groups.items()
+    ]
+    if config.name == "adamw":
+        return paddle.optimizer.AdamW(config.learning_rate, parameters=settings)
+    return paddle.optimizer.Momentum(config.learning_rate, config.momentum, parameters=settings)

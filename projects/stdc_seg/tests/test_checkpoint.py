@@ -17,12 +17,14 @@ CONFIG = read_config("quickstart")
 STATE = TrainState(7, 0.5, 5, config_to_text(CONFIG), ("a", "b", "c"), CONFIG.data.mean, CONFIG.data.std)
 
 
-@pytest.fixture
-def trained():
-    """A small network after two updates, with its optimizer."""
+def make(name="sgd"):
     paddle.seed(0)
     model = build_model("stdc1", num_classes=3)
-    optimizer = build_optimizer(model, CONFIG.optimizer)
+    return model, build_optimizer(model, dataclasses.replace(CONFIG.optimizer, name=name))
+
+
+def train_two_steps(name):
+    model, optimizer = make(name)
     for _ in range(2):
         sum((output**2).mean() for output in model(paddle.randn([2, 3, 65, 65]))).backward()
         optimizer.step()
@@ -30,19 +32,25 @@ def trained():
     return model, optimizer
 
 
-def test_everything_comes_back_bit_by_bit(trained, tmp_path):
-    model, optimizer = trained
+@pytest.fixture(scope="module")
+def trained():
+    """A small network after two updates, with its optimizer."""
+    return train_two_steps("sgd")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_everything_comes_back_bit_by_bit(name, tmp_path):
+    model, optimizer = train_two_steps(name)
     save_checkpoint(tmp_path / "last.safetensors", model, optimizer, STATE)
-    twin = build_model("stdc1", num_classes=3)
-    twin_optimizer = build_optimizer(twin, CONFIG.optimizer)
+    twin, twin_optimizer = make(name)
     assert load_model(tmp_path / "last.safetensors", twin, STATE.class_names) == STATE
     load_optimizer(tmp_path / "last.safetensors", twin, twin_optimizer)
     images = paddle.randn([2, 3, 65, 65])
     for network, optim in ((model, optimizer), (twin, twin_optimizer)):
         sum((output**2).mean() for output in network(images)).backward()
         optim.step()
-    for name, value in model.state_dict().items():
-        np.testing.assert_array_equal(value.numpy(), twin.state_dict()[name].numpy(), err_msg=name)
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), twin.state_dict()[key].numpy(), err_msg=key)
 
 
 def test_state_reads_back_without_the_network(trained, tmp_path):

@@ -28,9 +28,15 @@ def test_rate_without_warmup_is_poly():
     assert learning_rate(75, 100, config) == pytest.approx(1e-2 * 0.25**0.9)
 
 
+def pytorchs(name, groups):
+    """The same optimizer in PyTorch; its rate is set per group before each update."""
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, lr=1.0)
+
+
 @pytest.mark.parametrize("decay_norms", [False, True])
-def test_three_updates_equal_pytorchs_sgd(decay_norms):
-    config = dataclasses.replace(OFFICIAL, weight_decay=0.1, decay_norm_and_bias=decay_norms)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_three_updates_equal_pytorchs(name, decay_norms):
+    config = dataclasses.replace(OFFICIAL, name=name, weight_decay=0.1, decay_norm_and_bias=decay_norms)
     paddle.seed(0)
     model = build_model("stdc1", num_classes=3)
     heads = ("ffm.", "decode_head.", "aux_head8.", "aux_head16.", "detail_head.")
@@ -41,7 +47,7 @@ def test_three_updates_equal_pytorchs_sgd(decay_norms):
             factor = 10.0 if name.startswith(heads) else 1.0
             decay = 0.1 if parameter.ndim == 4 or decay_norms else 0.0
             groups.append({"params": [twins[name]], "factor": factor, "weight_decay": decay})
-    theirs = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    theirs = pytorchs(config.name, groups)
     ours = build_optimizer(model, config)
     rng = np.random.default_rng(0)
     for step in (0, 500, 2000):

@@ -1,0 +1,416 @@
+"""Times a training step and a forward of STDC2-Seg: this project beside paddleseg's STDCSeg.
+
+    python benchmark.py                          # 4x3x128x256 and 4x3x256x512, one thread and all cores, 10 minutes
+    python benchmark.py --sizes 128x256 --repeats 5 --threads 1 --output DIR
+
+A training step is forward, losses, backward and update. paddleseg trains its own STDCSeg (backbone STDC2) with its
+own losses (three OhemCrossEntropyLoss, DetailAggregateLoss, weights 1), made to run on paddle 3 by paddleseg_compat.py.
+Both get the same random pictures and labels. Inference is an eval forward in dygraph of one picture of 512x1024, the
+input of "Seg50".
+
+Three comparisons, since two things differ, the code and the CPU settings (common/cpu.py):
+    a  as people run them: ours as train.py starts, paddleseg with paddle's defaults (one thread)
+    b  the same number of threads, paddle's defaults otherwise
+    c  the same number of threads and the same CPU settings for both: what is left is code
+Each network runs under each setting in a process of its own, kept alive; the steps of all processes take turns, one
+at a time, so that noise meets all alike. Two steps each are warm-up. Times are medians with (min..max); a speed-up is
+the ratio of the medians with the range of the ratios of single turns.
+
+Writes timings.csv, speedups.csv and env.json into --output (default: output/benchmark_<date>_<time>).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.cli import UserError, run_command
+from common.cpu import configure_cpu, physical_cores
+from common.files import atomic_write
+from common.run_log import environment
+from stdc_seg.config import read_config  # stdc_seg sets the CPU variables, which `serve` sets anew before paddle comes
+
+import numpy as np
+from tqdm import tqdm
+
+NUM_CLASSES = 19
+WARMUP_STEPS = 2
+# After a step the threads of Intel's OpenMP keep their cores busy for 0.2 s, waiting for more.
+PAUSE_S = 0.3
+INFERENCE_SIZE = (512, 1024)
+CPU_VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
+
+
+class Setting(NamedTuple):
+    """Under what a network is timed. `tuned`: with the CPU settings of common/cpu.py besides the number of threads."""
+
+    network: str
+    threads: int
+    tuned: bool
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.threads} thread{'s' * (self.threads > 1)}, {self.cpu_settings}"
+
+    @property
+    def cpu_settings(self) -> str:
+        """For the tables."""
+        return "cpu.py" if self.tuned else "paddle's defaults"
+
+
+class Task(NamedTuple):
+    """What is timed: "train" (a step) or "infer" (a forward) with pictures of this batch size, height and width."""
+
+    kind: str
+    batch: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.batch}x3x{self.height}x{self.width}"
+
+
+class Comparison(NamedTuple):
+    """Two settings to compare, and which of the questions a, b, c of the module they answer."""
+
+    question: str
+    ours: Setting
+    paddleseg: Setting
+
+
+Timings = Mapping[tuple[Task, Setting], Sequence[float]]  # seconds by turn
+
+
+class Worker:
+    """A process that times tasks under one setting, one at a time.
+
+    Args:
+        setting: What it times.
+        serve: What runs in the process: answers each task that comes through the pipe with seconds, or with the text
+            of an error, until the pipe is closed.
+    """
+
+    def __init__(self, setting: Setting, serve: Callable[[Setting, Connection], None]):
+        self.setting = setting
+        context = multiprocessing.get_context("spawn")  # a fresh interpreter: paddle reads its settings when imported
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(setting, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def run(self, task: Task) -> float:
+        """Does the task once and returns its seconds.
+
+        Raises:
+            UserError: The process failed or died.
+        """
+        try:
+            self._pipe.send(task)
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise UserError(f"{self.setting}: the process died in '{task}' (exit {self._process.exitcode})") from None
+        if isinstance(answer, str):
+            raise UserError(f"{self.setting}: '{task}' failed: {answer}")
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()  # which ends the process
+        self._process.join()
+
+
+def serve(setting: Setting, pipe: Connection) -> None:
+    """Runs in a worker process: sets the CPU variables, imports paddle, and times what comes through the pipe."""
+    for stream in (1, 2):  # paddle's advice would tear the progress bar; errors go through the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    for name in CPU_VARIABLES:
+        os.environ.pop(name, None)
+    if setting.tuned or setting.threads > 1:  # one thread is what paddle takes where nothing is set
+        os.environ["OMP_NUM_THREADS"] = str(setting.threads)
+    if setting.tuned:
+        configure_cpu()
+    current = step = None
+    with suppress(EOFError):  # the parent has closed the pipe
+        while True:
+            task = pipe.recv()
+            try:
+                if task != current:
+                    current, step = task, _make_step(setting.network, task)
+                start = time.perf_counter()
+                result = step()
+                seconds = time.perf_counter() - start
+                pipe.send(seconds if np.isfinite(result) else f"the result is {result}")
+            except Exception as error:  # whatever it is, the parent says it in one line
+                pipe.send(f"{type(error).__name__}: {error}")
+
+
+def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Random pictures float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
+    blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
+    blocks[rng.random(blocks.shape) < 0.05] = 255
+    return images, blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : task.height, : task.width].astype(np.int64)
+
+
+def _make_step(network: str, task: Task) -> Callable[[], float]:
+    """Returns a function that does the task once and returns a number of its result, which it has waited for."""
+    import paddle
+
+    paddle.seed(0)
+    images, label = (paddle.to_tensor(array) for array in make_batch(task))
+    if task.kind == "infer":
+        return _forward_step(network, images)
+    return {"ours": _our_training_step, "paddleseg": _paddleseg_training_step}[network](images, label)
+
+
+def _forward_step(network: str, images: Any) -> Callable[[], float]:
+    import paddle
+
+    model = _build(network)
+    model.eval()
+
+    @paddle.no_grad()
+    def step() -> float:
+        return float(model(images)[0][0, 0, 0, 0])
+
+    return step
+
+
+def _build(network: str) -> Any:
+    if network == "ours":
+        from stdc_seg.models import build_model
+
+        return build_model("stdc2", num_classes=NUM_CLASSES)
+    from paddleseg.models import STDC2, STDCSeg
+
+    return STDCSeg(NUM_CLASSES, STDC2())
+
+
+def _our_training_step(images: Any, label: Any) -> Callable[[], float]:
+    """As `train.Trainer` does it, with the losses and the optimizer of stdc2_seg50.yaml."""
+    from stdc_seg.losses import STDCSegLoss
+    from stdc_seg.models.layers import refuse_single_value_batch_norm
+    from stdc_seg.optimizer import build_optimizer
+
+    config = read_config("stdc2_seg50")
+    model, loss = _build("ours"), STDCSegLoss(config.loss)
+    optimizer = build_optimizer(model, config.optimizer)
+    model.train()
+
+    def step() -> float:
+        with refuse_single_value_batch_norm(model):
+            total, _ = loss(model(images), label)
+        value = float(total)
+        total.backward()
+        optimizer.set_lr(1e-4)
+        optimizer.step()
+        optimizer.clear_grad()
+        return value
+
+    return step
+
+
+def _paddleseg_training_step(images: Any, label: Any) -> Callable[[], float]:
+    """As `paddleseg.core.train` does it, with the losses and the optimizer of its configs/stdcseg."""
+    import importlib
+
+    from stdc_seg import paddleseg_compat
+
+    import paddle
+    from paddleseg.models.losses import DetailAggregateLoss, OhemCrossEntropyLoss
+
+    paddleseg_compat.apply()
+    loss_computation = importlib.import_module("paddleseg.core.train").loss_computation
+    losses = {"types": [*(OhemCrossEntropyLoss() for _ in range(3)), DetailAggregateLoss()], "coef": [1, 1, 1, 1]}
+    model = _build("paddleseg")
+    schedule = paddle.optimizer.lr.PolynomialDecay(1e-4, decay_steps=80000, end_lr=0, power=0.9)
+    optimizer = paddle.optimizer.Momentum(schedule, 0.9, parameters=model.parameters(), weight_decay=4e-5)
+    model.train()
+
+    def step() -> float:
+        loss = sum(loss_computation(model(images), label, None, losses))
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        model.clear_gradients()
+        return float(loss)
+
+    return step
+
+
+def comparisons(threads: int, has_tuning: bool) -> list[Comparison]:
+    """The comparisons for 1 and `threads` threads; without CPU settings of its own (not on AMD), c is the same as b."""
+    found = [Comparison("a", Setting("ours", threads, has_tuning), Setting("paddleseg", 1, False))]
+    for question, tuned in (("b", False), ("c", True))[: 1 + has_tuning]:
+        for count in sorted({1, threads}):
+            found.append(Comparison(question, *(Setting(network, count, tuned) for network in ("ours", "paddleseg"))))
+    return found
+
+
+def measure(
+    workers: Iterable[Worker], tasks: Sequence[Task], repeats: int, pause_s: float = PAUSE_S
+) -> dict[tuple[Task, Setting], list[float]]:
+    """Times every task in every worker, turn by turn: one step of each, then one of each in reverse order, and so on."""
+    workers = list(workers)
+    timings = {(task, worker.setting): [] for task in tasks for worker in workers}
+    with tqdm(total=len(timings) * (WARMUP_STEPS + repeats), desc="benchmark", unit="step", disable=None) as bar:
+        for task, turn in itertools.product(tasks, range(-WARMUP_STEPS, repeats)):
+            for worker in workers if turn % 2 == 0 else reversed(workers):
+                seconds = worker.run(task)
+                if turn >= 0:
+                    timings[task, worker.setting].append(seconds)
+                time.sleep(pause_s)
+                bar.update()
+    return timings
+
+
+def timing_rows(timings: Timings) -> list[dict[str, Any]]:
+    """One row per task and setting."""
+    return [
+        {
+            **_task_columns(task),
+            "network": setting.network,
+            "threads": setting.threads,
+            "cpu_settings": setting.cpu_settings,
+            "median_ms": round(1000 * statistics.median(seconds), 2),
+            "min_ms": round(1000 * min(seconds), 2),
+            "max_ms": round(1000 * max(seconds), 2),
+            "images_per_s": round(task.batch / statistics.median(seconds), 3),
+            "repeats": len(seconds),
+        }
+        for (task, setting), seconds in timings.items()
+    ]
+
+
+def speedup_rows(timings: Timings, wanted: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """One row per comparison and task: how many times as fast ours is."""
+    rows = []
+    for task in dict.fromkeys(task for task, _ in timings):
+        for question, ours, theirs in wanted:
+            our_s, their_s = timings[task, ours], timings[task, theirs]
+            turns = [b / a for a, b in zip(our_s, their_s, strict=True)]
+            rows.append(
+                {
+                    "comparison": question,
+                    **_task_columns(task),
+                    "ours_threads": ours.threads,
+                    "ours_cpu_settings": ours.cpu_settings,
+                    "paddleseg_threads": theirs.threads,
+                    "paddleseg_cpu_settings": theirs.cpu_settings,
+                    "ours_median_ms": round(1000 * statistics.median(our_s), 2),
+                    "paddleseg_median_ms": round(1000 * statistics.median(their_s), 2),
+                    "speedup": round(statistics.median(their_s) / statistics.median(our_s), 3),
+                    "speedup_min": round(min(turns), 3),
+                    "speedup_max": round(max(turns), 3),
+                }
+            )
+    return rows
+
+
+def table(timings: Timings, wanted: Sequence[Comparison]) -> str:
+    """The timings and the speed-ups as text."""
+    lines = ["median (min..max)"]
+    for row in timing_rows(timings):
+        setting = f"{row['network']}, {row['threads']} thr, {row['cpu_settings']}"
+        lines.append(
+            f"  {_shape(row):<19} {setting:<36}{row['median_ms']:9.1f} ms ({row['min_ms']:.1f}..{row['max_ms']:.1f})"
+            f"  {row['images_per_s']:.2f} images/s"
+        )
+    lines.append("ours against paddleseg: ratio of medians (range over turns)")
+    for row in speedup_rows(timings, wanted):
+        sides = (f"{row[f'{side}_threads']} thr, {row[f'{side}_cpu_settings']}" for side in ("ours", "paddleseg"))
+        lines.append(
+            f"  {row['comparison']}  {_shape(row):<19} {' against '.join(sides):<60} "
+            f"{row['speedup']:.2f}x ({row['speedup_min']:.2f}..{row['speedup_max']:.2f})"
+        )
+    return "\n".join(lines)
+
+
+def _task_columns(task: Task) -> dict[str, Any]:
+    return {"task": task.kind, "batch": task.batch, "height_px": task.height, "width_px": task.width}
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    return str(Task(row["task"], row["batch"], row["height_px"], row["width_px"]))
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_write(path) as stream:
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    tasks = [Task("train", args.batch, *size) for size in args.sizes]
+    tasks.append(Task("infer", 1, *INFERENCE_SIZE))
+    tuned = {name: os.environ[name] for name in CPU_VARIABLES[1:] if name in os.environ}  # set by common/cpu.py
+    wanted = comparisons(args.threads, bool(tuned))
+    settings = dict.fromkeys(setting for comparison in wanted for setting in comparison[1:])
+    env = environment(
+        ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "numpy"),
+        project="stdc_seg",
+        threads=args.threads,
+        physical_cores=physical_cores(),
+        cpu_variables_of_cpu_py=tuned,
+        load_average_before=os.getloadavg(),
+        warmup_steps=WARMUP_STEPS,
+        repeats=args.repeats,
+    )
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(setting, serve)) for setting in settings]
+        timings = measure(workers, tasks, args.repeats)
+    output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_%Y%m%d_%H%M%S")
+    _write_csv(output / "timings.csv", timing_rows(timings))
+    _write_csv(output / "speedups.csv", speedup_rows(timings, wanted))
+    with atomic_write(output / "env.json") as stream:
+        json.dump(env, stream, indent=2)
+    print(table(timings, wanted))
+    print(f"written: {output}/timings.csv, speedups.csv, env.json")
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = [(128, 256), (256, 512)]
+    threads_help = "compared besides 1 (default: all physical cores, as train.py)"
+    parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, metavar="HxW", help="of training pictures")
+    parser.add_argument("--batch", type=_positive, default=4, metavar="N", help="pictures a training step (default 4)")
+    parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="timed steps (default 7)")
+    parser.add_argument("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/benchmark_<date>_<time>")
+    return parser.parse_args()
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or min(map(int, found.groups())) < 65:
+        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH with at least 65 pixels a side")
+    return int(found[1]), int(found[2])
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
