@@ -6,7 +6,6 @@ arrays are rebuilt from and refuses every other before it is imported.
 
 from __future__ import annotations
 
-import collections
 import os
 import pickle
 from typing import Any
@@ -40,10 +39,19 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .pdparams or .pdopt file.
+    """Reads the arrays of a .pdparams file.
 
     Returns:
-        Name -> array; entries that are no arrays (Paddle's table of parameter names, learning-rate state) are left out.
+        Name -> array; entries that are no arrays (Paddle's table of parameter names) are left out.
+
+    Raises:
+        UserError: See `load_without_code`.
+    """
+    return {name: value for name, value in load_without_code(path).items() if isinstance(value, np.ndarray)}
+
+
+def load_without_code(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a .pdparams or .pdopt file: arrays and plain values, nested in dictionaries and lists.
 
     Raises:
         UserError: The file is missing, damaged, holds no dictionary, or asks for code: it is refused, nothing ran.
@@ -57,8 +65,6 @@ def read_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: refused, nothing in it was run: {error}; ask its author for safetensors") from None
     except Exception as error:  # a damaged pickle can raise anything, from EOFError to MemoryError's kin
         raise UserError(f"{path}: not a whole .pdparams file ({type(error).__name__}: {error})") from None
-    if not isinstance(content, dict | collections.OrderedDict):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: holds {type(content).__name__}, not a dictionary of arrays")
-    return {
-        str(name): value for name, value in content.items() if isinstance(value, np.ndarray) and value.dtype != object
-    }
+    return {str(name): value for name, value in content.items()}

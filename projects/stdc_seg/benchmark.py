@@ -266,7 +266,7 @@ def comparisons(threads: int, has_tuning: bool) -> list[Comparison]:
 def measure(
     workers: Iterable[Worker], tasks: Sequence[Task], repeats: int, pause_s: float = PAUSE_S
 ) -> dict[tuple[Task, Setting], list[float]]:
-    """Times every task in every worker, turn by turn: one step of each, then one of each in reverse order, and so on."""
+    """Times every task in every worker: one step of each worker, then one of each in reverse order, and so on."""
     workers = list(workers)
     timings = {(task, worker.setting): [] for task in tasks for worker in workers}
     with tqdm(total=len(timings) * (WARMUP_STEPS + repeats), desc="benchmark", unit="step", disable=None) as bar:

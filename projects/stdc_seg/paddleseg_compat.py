@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, did_you_mean, run_command
-from common.pdparams import _ArrayUnpickler, read_pdparams
+from common.pdparams import load_without_code, read_pdparams
 from stdc_seg.checkpoint import load_backbone, load_model, read_state
 from stdc_seg.losses import IGNORE_INDEX, DetailLoss, OhemCrossEntropy
 from stdc_seg.models import STDCSeg
@@ -163,15 +163,13 @@ def load_weights(model: paddle.nn.Layer, path: str | os.PathLike) -> None:
     model.set_state_dict({name: paddle.to_tensor(stored[name]) for name in wanted})
 
 
-def load_without_code(path: str | os.PathLike, **_: Any) -> dict[str, Any]:
+def load_as_tensors(path: str | os.PathLike, **_: Any) -> dict[str, Any]:
     """`paddle.load` for .pdparams and .pdopt that refuses, unrun, whatever is more than arrays and plain values.
 
     Raises:
-        UserError: See `common.pdparams.read_pdparams`.
+        UserError: See `common.pdparams.load_without_code`.
     """
-    read_pdparams(path)  # the checks and their messages; what follows also keeps values that are no arrays
-    with open(path, "rb") as stream:
-        content = _ArrayUnpickler(stream, encoding="latin1").load()
+    content = load_without_code(path)
     content.pop("StructuredToParameterName@@", None)
     return {name: paddle.to_tensor(v) if isinstance(v, np.ndarray) else v for name, v in content.items()}
 
@@ -194,7 +192,7 @@ def calculate_area(
 class _PaddleThatLoadsSafely:
     """Stands for the name `paddle` in a module of paddleseg: all of paddle, with another `load`."""
 
-    load = staticmethod(load_without_code)
+    load = staticmethod(load_as_tensors)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(paddle, name)

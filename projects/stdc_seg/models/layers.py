@@ -6,12 +6,14 @@ not unless told. Bilinear resizing: `align_mode` is left at Paddle's 0, the only
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from common.cli import UserError
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -50,15 +52,47 @@ def avg_pool_3x3_stride2(x: paddle.Tensor) -> paddle.Tensor:
 
 def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
     """(B, C, H, W) -> (B, C, 1, 1)."""
-    return x.mean(axis=[2, 3], keepdim=True)
+    return F.adaptive_avg_pool2d(x, 1)
 
 
 def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
     """Bilinear with aligned corners, as everywhere in the official code. (B, C, h, w) -> (B, C, H, W)."""
-    # A traced graph always resizes: its sizes are not known before it runs.
-    if paddle.in_dynamic_mode() and tuple(x.shape[2:]) == tuple(size):
-        return x
+    if paddle.in_dynamic_mode():  # an exported graph has no sides to compare
+        if tuple(x.shape[2:]) == tuple(size):
+            return x
+        if not x.stop_gradient and x.place.is_cpu_place():
+            return _resize_by_products(x, size)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def _resize_by_products(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
+    """The same by a matrix product per axis, for training on a CPU: forward and backward take less than half the time.
+
+    Works channels-last, the layout in which the losses read logits next.
+    """
+    batch, channels, in_height, in_width = x.shape
+    height, width = size
+    rows = paddle.to_tensor(_bilinear_weights(in_height, height), dtype=x.dtype)  # (H, h)
+    columns = paddle.to_tensor(_bilinear_weights(in_width, width), dtype=x.dtype)  # (W, w)
+    x = paddle.matmul(columns, x.transpose([0, 2, 3, 1]))  # (B, h, W, C)
+    x = paddle.matmul(rows, x.reshape([batch, in_height, width * channels]))  # (B, H, W * C)
+    return x.reshape([batch, height, width, channels]).transpose([0, 3, 1, 2])  # (B, C, H, W)
+
+
+@functools.lru_cache(maxsize=64)
+def _bilinear_weights(in_size: int, out_size: int) -> np.ndarray:
+    """Float32 (out_size, in_size): what each input contributes to each output along one axis, corners aligned."""
+    # Positions in float32, as Paddle and PyTorch compute them.
+    step = np.float32((in_size - 1) / (out_size - 1)) if out_size > 1 else np.float32(0)
+    position = step * np.arange(out_size, dtype=np.float32)
+    low = np.minimum(position.astype(np.int64), in_size - 1)
+    high = np.minimum(low + 1, in_size - 1)
+    fraction = position - low.astype(np.float32)
+    weights = np.zeros((out_size, in_size), np.float32)
+    outputs = np.arange(out_size)
+    weights[outputs, low] = 1 - fraction
+    weights[outputs, high] += fraction
+    return weights
 
 
 def resize_nearest(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:

@@ -187,6 +187,20 @@ def test_resizing_agrees_with_pytorch(size):
     np.testing.assert_array_equal(resize_nearest(paddle.to_tensor(x), size).numpy(), nearest)
 
 
+@pytest.mark.parametrize("size", [(7, 13), (16, 8), (5, 6), (1, 1), (40, 48)])
+def test_resizing_for_training_agrees_with_pytorch_and_so_does_its_gradient(size):
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 6), dtype=np.float32)
+    weight = np.random.default_rng(1).standard_normal((2, 3, *size), dtype=np.float32)
+    theirs = torch.from_numpy(x).requires_grad_()
+    expected = torch.nn.functional.interpolate(theirs, size, mode="bilinear", align_corners=True)
+    (expected * torch.from_numpy(weight)).sum().backward()
+    ours = paddle.to_tensor(x, stop_gradient=False)
+    out = resize_bilinear(ours, size)
+    (out * paddle.to_tensor(weight)).sum().backward()
+    np.testing.assert_allclose(out.numpy(), expected.detach().numpy(), atol=2e-6)
+    np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), atol=1e-5)
+
+
 def test_a_batch_of_one_is_refused_in_training_and_fine_in_evaluation():
     model = build_model("stdc1", num_classes=3)
     image = paddle.randn([1, 3, 65, 65])

@@ -122,11 +122,11 @@ def data(toy):
 
 def test_train_writes_checkpoints_and_keeps_the_schedule(trained):
     assert sorted(p.name for p in trained.iterdir() if p.is_dir()) == ["best_model", "iter_2", "iter_4"]
-    state = paddleseg_compat.load_without_code(trained / "iter_4" / "model.pdopt")
+    state = paddleseg_compat.load_as_tensors(trained / "iter_4" / "model.pdopt")
     assert state["LR_Scheduler"]["last_epoch"] == 4
     assert sum(name.endswith("_velocity_0") for name in state) > 100
-    before = paddleseg_compat.load_without_code(trained / "iter_2" / "model.pdparams")
-    after = paddleseg_compat.load_without_code(trained / "iter_4" / "model.pdparams")
+    before = paddleseg_compat.load_as_tensors(trained / "iter_2" / "model.pdparams")
+    after = paddleseg_compat.load_as_tensors(trained / "iter_4" / "model.pdparams")
     moved = [name for name in before if not np.array_equal(before[name].numpy(), after[name].numpy())]
     assert len(moved) == len(before)  # every tensor learns: none is built and left unused
 
@@ -181,7 +181,7 @@ def test_resume_continues_the_schedule(trained, tmp_path):
         "--iters",
         3,
     )
-    state = paddleseg_compat.load_without_code(tmp_path / "iter_3" / "model.pdopt")
+    state = paddleseg_compat.load_as_tensors(tmp_path / "iter_3" / "model.pdopt")
     assert state["LR_Scheduler"]["last_epoch"] == 3
 
 
@@ -190,11 +190,11 @@ def test_paddleseg_resume_restores_weights_and_momentum(trained):
         builder = paddleseg.cvlibs.SegBuilder(paddleseg.cvlibs.Config(str(trained / "ours.yml")))
         optimizer = builder.optimizer
         assert paddleseg.utils.resume(builder.model, optimizer, str(trained / "iter_4")) == 4
-    weights = paddleseg_compat.load_without_code(trained / "iter_4" / "model.pdparams")
+    weights = paddleseg_compat.load_as_tensors(trained / "iter_4" / "model.pdparams")
     assert all(
         np.array_equal(value.numpy(), weights[name].numpy()) for name, value in builder.model.state_dict().items()
     )
-    stored = paddleseg_compat.load_without_code(trained / "iter_4" / "model.pdopt")
+    stored = paddleseg_compat.load_as_tensors(trained / "iter_4" / "model.pdopt")
     names = [f"{p.name}_velocity_0" for p in builder.model.parameters() if not p.stop_gradient]
     assert all(np.array_equal(optimizer._accumulators_holder[name].numpy(), stored[name].numpy()) for name in names)
 
