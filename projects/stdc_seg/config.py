@@ -97,7 +97,7 @@ class TrainConfig:
 
     iters: int
     batch_size: int
-    num_workers: int  # loader processes; 0 loads in the training process
+    num_workers: int  # threads that prepare batches ahead; 0 prepares each when it is needed
     eval_every: int
     checkpoint_every: int
     log_every: int

@@ -24,7 +24,7 @@ from common.files import atomic_write, sha256_of
 from common.run_log import Evaluation, RunLog, environment
 from common.typed_config import config_to_text
 from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
-from stdc_seg.data.dataset import ListDataset, PositionSampler, TrainStream
+from stdc_seg.data.dataset import BatchLoader, ListDataset, TrainStream
 from stdc_seg.data.roots import with_root
 from stdc_seg.eval import evaluate, print_scores
 from stdc_seg.losses import IGNORE_INDEX, LOG_NAMES, STDCSegLoss
@@ -58,6 +58,7 @@ class Trainer:
         self.loss = STDCSegLoss(config.loss)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.step, self.best_miou, self.best_step = 0, math.nan, 0
+        self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
         if plan.checkpoint is not None:
             state = load_model(plan.checkpoint, self.model, self.labels.class_names)
             load_optimizer(plan.checkpoint, self.model, self.optimizer)
@@ -67,18 +68,16 @@ class Trainer:
 
     def run(self) -> None:
         """Trains from the current step to the last, evaluating and saving on the way."""
-        config = self.config
+        train = self.config.train
         if self.is_main:
             self._start_log()
         network = self._distributed_network()
-        stream = TrainStream(self.train_set, self.data, config.augment, config.train.seed)
-        sampler = PositionSampler(
-            config.train.batch_size, self.step, config.train.iters, dist.get_rank(), dist.get_world_size()
+        stream = TrainStream(self.train_set, self.data, self.config.augment, train.seed)
+        loader = BatchLoader(
+            stream, train.batch_size, self.step, train.iters, train.num_workers, dist.get_rank(), dist.get_world_size()
         )
-        loader = paddle.io.DataLoader(stream, batch_sampler=sampler, num_workers=config.train.num_workers)
-        bar = tqdm(
-            total=config.train.iters, initial=self.step, desc="train", unit="it", disable=None if self.is_main else True
-        )
+        quiet = None if self.is_main else True
+        bar = tqdm(total=train.iters, initial=self.step, desc="train", unit="it", disable=quiet)
         self.model.train()
         valid = ValidPixels()
         ready = time.perf_counter()
@@ -86,12 +85,14 @@ class Trainer:
             for images, label, indices in loader:
                 loaded = time.perf_counter()
                 valid.look_at(label)
-                rate = learning_rate(self.step, config.train.iters, config.optimizer)
+                rate = learning_rate(self.step, train.iters, self.config.optimizer)
                 total, parts = self._update(network, images, label, indices, rate)
                 self.step += 1
                 done = time.perf_counter()
+                self.seconds += done - ready
+                self.data_seconds += loaded - ready
                 bar.update()
-                if self.is_main and (self.step % config.train.log_every == 0 or self.step == config.train.iters):
+                if self.is_main and (self.step % train.log_every == 0 or self.step == train.iters):
                     self._log_step(total, parts, rate, done - ready, loaded - ready, bar)
                 self._evaluate_and_save(bar)
                 ready = time.perf_counter()
@@ -235,6 +236,10 @@ def main() -> None:
     trainer = Trainer(plan)
     trainer.run()
     if trainer.is_main:
+        share = trainer.data_seconds / trainer.seconds
+        print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
+        if share > 0.2:
+            print(f"warning: loading is the bottleneck: raise train.num_workers (now {plan.config.train.num_workers})")
         print(f"run: {plan.folder}   best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
 
 

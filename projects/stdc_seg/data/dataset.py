@@ -1,12 +1,15 @@
 """Pictures and labels from list files, and the endless stream of training samples drawn from them.
 
 Every random choice of a training sample follows from (seed, position in the stream), so a run can stop and go on at any
-position, with any number of loader processes, and see the same samples.
+position, with any number of loader threads and of processes, and see the same samples.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,21 +86,17 @@ class ListDataset:
         return labels.encode(raw, source=path)
 
 
-class TrainStream(paddle.io.Dataset):
+class TrainStream:
     """Training samples by position in an endless stream: the data set in a new random order, again and again.
 
     Shapes: item -> image float32 (3, h, w), label int64 (h, w), pair index int64 scalar.
     """
 
     def __init__(self, dataset: ListDataset, data: DataConfig, augment_config: AugmentConfig, seed: int):
-        super().__init__()
         self.dataset = dataset
         self.data = data
         self.augment_config = augment_config
         self.seed = seed
-
-    def __len__(self) -> int:
-        return 2**62  # endless; PositionSampler says which positions are asked for
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.int64]:
         index = self.pair_index(position)
@@ -109,28 +108,72 @@ class TrainStream(paddle.io.Dataset):
     def pair_index(self, position: int) -> int:
         """Which pair stands at `position`."""
         epoch, place = divmod(position, len(self.dataset))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
-        return int(order[place])
+        return int(self._order(epoch)[place])
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a stream lives as long as its run
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
 
 
-class PositionSampler(paddle.io.BatchSampler):
-    """Stream positions of this process's share of the batches from `first_step` to `last_step` - 1.
+class BatchLoader:
+    """Batches of a stream for the steps from `first_step` to `last_step` - 1, prepared ahead by threads.
 
     The batch of a step is the next `batch_size` positions of the stream; process `rank` of `world_size` takes every
-    `world_size`-th of them.
+    `world_size`-th of them. Decoding and resizing happen in OpenCV, outside Python's lock, so threads do what processes
+    would, without shared memory to run out of; an error in a picture arrives here as it was raised.
+
+    Shapes: yields images float32 (b, 3, h, w), label int64 (b, h, w), pair indices int64 (b,) with
+    b = batch_size / world_size.
+
+    Raises:
+        UserError: The batch cannot be shared equally; from iteration: see `ListDataset.load`.
     """
 
-    def __init__(self, batch_size: int, first_step: int, last_step: int, rank: int = 0, world_size: int = 1):
+    AHEAD = 2  # batches in preparation
+
+    def __init__(
+        self,
+        stream: TrainStream,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         if batch_size % world_size:
             raise UserError(f"train.batch_size {batch_size} cannot be shared equally by {world_size} processes")
+        self.stream = stream
         self.batch_size = batch_size
-        self.first_step, self.last_step = first_step, last_step
+        self.steps = range(first_step, last_step)
+        self.num_workers = num_workers
         self.rank, self.world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.last_step):
-            first = step * self.batch_size
-            yield list(range(first + self.rank, first + self.batch_size, self.world_size))
+    def positions(self, step: int) -> range:
+        """Stream positions of this process's share of a step's batch."""
+        first = step * self.batch_size
+        return range(first + self.rank, first + self.batch_size, self.world_size)
 
-    def __len__(self) -> int:
-        return self.last_step - self.first_step
+    def __iter__(self) -> Iterator[tuple[paddle.Tensor, paddle.Tensor, np.ndarray]]:
+        if self.num_workers == 0:
+            for step in self.steps:
+                yield _collate([self.stream[position] for position in self.positions(step)])
+            return
+        pool = ThreadPoolExecutor(self.num_workers)
+        try:
+            pending = deque()
+            for step in self.steps:
+                pending.append([pool.submit(self.stream.__getitem__, p) for p in self.positions(step)])
+                if len(pending) > self.AHEAD:
+                    yield _collate([future.result() for future in pending.popleft()])
+            while pending:
+                yield _collate([future.result() for future in pending.popleft()])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collate(
+    samples: list[tuple[np.ndarray, np.ndarray, np.int64]],
+) -> tuple[paddle.Tensor, paddle.Tensor, np.ndarray]:
+    images, labels, indices = (np.stack(parts) for parts in zip(*samples, strict=True))
+    return paddle.to_tensor(images), paddle.to_tensor(labels), indices

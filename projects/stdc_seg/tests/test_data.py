@@ -2,7 +2,7 @@ import dataclasses
 
 from common.cli import UserError
 from stdc_seg.config import read_config
-from stdc_seg.data.dataset import ListDataset, PositionSampler, TrainStream
+from stdc_seg.data.dataset import BatchLoader, ListDataset, TrainStream
 from stdc_seg.data.transforms import augment, jitter_color, normalize, random_crop, resize_pair
 
 import cv2
@@ -161,12 +161,33 @@ def test_every_epoch_sees_every_picture_once_in_another_order(camvid):
 
 
 def test_two_processes_share_the_batch_of_one():
-    single = list(PositionSampler(6, 3, 5))
-    shares = [list(PositionSampler(6, 3, 5, rank, 2)) for rank in (0, 1)]
-    assert single == [[18, 19, 20, 21, 22, 23], [24, 25, 26, 27, 28, 29]]
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == single
+    single = BatchLoader(None, 6, 3, 5)
+    shares = [BatchLoader(None, 6, 3, 5, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [list(single.positions(step)) for step in single.steps] == [
+        [18, 19, 20, 21, 22, 23],
+        [24, 25, 26, 27, 28, 29],
+    ]
+    for step in single.steps:
+        assert sorted([*shares[0].positions(step), *shares[1].positions(step)]) == list(single.positions(step))
     with pytest.raises(UserError, match="batch_size 5 cannot be shared equally by 2 processes"):
-        PositionSampler(5, 0, 1, 0, 2)
+        BatchLoader(None, 5, 0, 1, rank=0, world_size=2)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_threads_change_no_batch(camvid, num_workers):
+    stream = TrainStream(ListDataset(camvid, "train.txt"), camvid, SMALL, seed=0)
+    for alone, threaded in zip(BatchLoader(stream, 3, 2, 9), BatchLoader(stream, 3, 2, 9, num_workers), strict=True):
+        for a, b in zip(alone, threaded, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_picture_arrives_as_it_was_raised(camvid, tmp_path, num_workers):
+    break_picture(tmp_path)
+    stream = TrainStream(ListDataset(camvid, "train.txt"), camvid, SMALL, seed=0)
+    with pytest.raises(UserError, match=r"p0_i\.png: truncated"):
+        for _ in BatchLoader(stream, 3, 0, 4, num_workers):
+            pass
 
 
 def break_label_size(root):
