@@ -30,8 +30,8 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,7 +41,7 @@ from common.cli import UserError, run_command
 from common.cpu import configure_cpu, physical_cores
 from common.files import atomic_write
 from common.run_log import environment
-from stdc_seg.config import read_config  # stdc_seg sets the CPU variables, which `serve` sets anew before paddle comes
+from stdc_seg.config import read_config
 
 import numpy as np
 from tqdm import tqdm
@@ -107,7 +107,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # a fresh interpreter: paddle reads its settings when imported
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(setting, theirs), daemon=True)
-        self._process.start()
+        with cpu_variables(setting):
+            self._process.start()
         theirs.close()
 
     def run(self, task: Task) -> float:
@@ -135,15 +136,9 @@ class Worker:
 
 
 def serve(setting: Setting, pipe: Connection) -> None:
-    """Runs in a worker process: sets the CPU variables, imports paddle, and times what comes through the pipe."""
+    """Runs in a worker process and times what comes through the pipe."""
     for stream in (1, 2):  # paddle's advice would tear the progress bar; errors go through the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    for name in CPU_VARIABLES:
-        os.environ.pop(name, None)
-    if setting.tuned or setting.threads > 1:  # one thread is what paddle takes where nothing is set
-        os.environ["OMP_NUM_THREADS"] = str(setting.threads)
-    if setting.tuned:
-        configure_cpu()
     current = step = None
     with suppress(EOFError):  # the parent has closed the pipe
         while True:
@@ -157,6 +152,24 @@ def serve(setting: Setting, pipe: Connection) -> None:
                 pipe.send(seconds if np.isfinite(result) else f"the result is {result}")
             except Exception as error:  # whatever it is, the parent says it in one line
                 pipe.send(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def cpu_variables(setting: Setting) -> Iterator[None]:
+    """The environment in which a new process gets this setting: paddle reads it when the process imports this file."""
+    before = {name: os.environ.get(name) for name in CPU_VARIABLES}
+    os.environ["OMP_NUM_THREADS"] = str(setting.threads)  # 1 is what paddle takes where nothing is set
+    os.environ["MKL_DEBUG_CPU_TYPE"] = ""  # for MKL the same as none, and common/cpu.py leaves what is set
+    if setting.tuned:
+        del os.environ["MKL_DEBUG_CPU_TYPE"]
+        configure_cpu()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:

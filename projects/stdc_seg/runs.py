@@ -14,6 +14,7 @@ from stdc_seg.config import CONFIG_DIR, Config, read_config
 from stdc_seg.data.roots import find_root
 from stdc_seg.lr_schedule import learning_rate
 
+import paddle
 import paddle.distributed as dist
 
 CITYSCAPES_CONFIG = "stdc2_seg50_80k_bs36"  # what the original project's train.py ran
@@ -55,21 +56,19 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     config = _config_of(args, name)
     config_name = Path(name).name.removesuffix(".yaml")
     commit, _ = git_commit(CONFIG_DIR)
-    return RunPlan(
-        config, config_name, _new_folder(args.output, run_id(config_name, config.train.seed, commit)), None, args.data
-    )
+    folder = _new_folder(args.output, run_id(config_name, config.train.seed, commit))
+    return RunPlan(config, config_name, folder, None, args.data)
 
 
 def _config_of(args: argparse.Namespace, name: str) -> Config:
-    config = read_config(name, args.overrides)
-    train, optimizer = config.train, config.optimizer
+    overrides = list(args.overrides)
     if args.seed is not None:
-        train = dataclasses.replace(train, seed=args.seed)
-    if args.iters is not None:
-        warmup = optimizer.warmup_iters * args.iters // train.iters
-        optimizer = dataclasses.replace(optimizer, warmup_iters=warmup)
-        train = dataclasses.replace(train, iters=args.iters)
-    return dataclasses.replace(config, train=train, optimizer=optimizer)
+        overrides.append(f"train.seed={args.seed}")
+    config = read_config(name, overrides)
+    if args.iters is None:
+        return config
+    warmup = config.optimizer.warmup_iters * args.iters // config.train.iters
+    return read_config(name, [*overrides, f"train.iters={args.iters}", f"optimizer.warmup_iters={warmup}"])
 
 
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
@@ -92,14 +91,11 @@ def _refuse_other_experiment(config: Config, args: argparse.Namespace, config_na
     asked = dataclasses.asdict(_config_of(args, args.config or config_name))
     stored = dataclasses.asdict(config)
     if args.iters is not None:  # judged by --extend
-        asked["train"]["iters"], asked["optimizer"]["warmup_iters"] = (
-            stored["train"]["iters"],
-            stored["optimizer"]["warmup_iters"],
-        )
-    changed = [
-        f"{s}.{k}" for s, keys in asked.items() if isinstance(keys, dict) for k in keys if keys[k] != stored[s][k]
-    ]
-    changed += [s for s, value in asked.items() if not isinstance(value, dict) and value != stored[s]]
+        asked["train"]["iters"] = stored["train"]["iters"]
+        asked["optimizer"]["warmup_iters"] = stored["optimizer"]["warmup_iters"]
+    sections = [name for name, value in asked.items() if isinstance(value, dict)]
+    changed = [f"{s}.{key}" for s in sections for key in asked[s] if asked[s][key] != stored[s][key]]
+    changed += [name for name in asked if name not in sections and asked[name] != stored[name]]
     if changed:
         raise UserError(
             f"a resumed run keeps its experiment, but {', '.join(changed)} differ: leave them out, or start a new run"
@@ -148,13 +144,18 @@ def _default_config(data_root: str | None) -> str:
 
 def _new_folder(output: Path, name: str) -> Path:
     """output/name, or name_2, name_3... if a run of that name has begun already: nothing is overwritten."""
-    if dist.get_world_size() > 1:  # processes must agree without asking each other; the launcher starts them together
-        return output / name
-    folder, number = output / name, 1
-    while (folder / "config.yaml").exists():
+    number = 1
+    while (_numbered(output, name, number) / "config.yaml").exists():
         number += 1
-        folder = output / f"{name}_{number}"
-    return folder
+    if dist.get_world_size() > 1:  # process 0 may have begun to write when another looks
+        agreed = paddle.to_tensor([number])
+        dist.broadcast(agreed, 0)
+        number = int(agreed)
+    return _numbered(output, name, number)
+
+
+def _numbered(output: Path, name: str, number: int) -> Path:
+    return output / (name if number == 1 else f"{name}_{number}")
 
 
 def _say(message: str) -> None:

@@ -1,9 +1,9 @@
 """Trains STDC-Seg.
 
-    python train.py                                    # Cityscapes in data/cityscapes if it is there, else the
-    embedded data python train.py --config stdc2_seg50               # the official recipe; configs/ holds the others
+    python train.py                           # Cityscapes in data/cityscapes if it is there, else the embedded data
+    python train.py --config stdc2_seg50      # the official recipe; configs/ holds the others
     python train.py --config camvid --data DIR --iters 2000 optimizer.learning_rate=0.02
-    python train.py --resume                           # go on with the latest run under output/
+    python train.py --resume                  # go on with the latest run under output/
     python -m paddle.distributed.launch --nproc_per_node 2 train.py --config stdc2_seg50
 
 A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv,
