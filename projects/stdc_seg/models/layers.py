@@ -57,11 +57,11 @@ def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
 
 def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
     """Bilinear with aligned corners, as everywhere in the official code. (B, C, h, w) -> (B, C, H, W)."""
-    if paddle.in_dynamic_mode():  # an exported graph has no sides to compare
-        if tuple(x.shape[2:]) == tuple(size):
-            return x
-        if not x.stop_gradient and x.place.is_cpu_place():
-            return _resize_by_products(x, size)
+    eager = paddle.in_dynamic_mode()  # an exported graph has no sides to compare
+    if eager and tuple(x.shape[2:]) == tuple(size):
+        return x
+    if eager and not x.stop_gradient and x.place.is_cpu_place():
+        return _resize_by_products(x, size)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
