@@ -156,6 +156,28 @@ def read_run(folder: str | os.PathLike) -> Run:
     return Run(folder, config_text, env, *tables)
 
 
+TABLE_HEADER = """\
+| project | config | data, split | protocol | mIoU, best (last) | steps | seeds | scope | run |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def table_row(run: Run) -> str:
+    """The run as a row under `TABLE_HEADER`: mIoU in per cent of the best checkpoint by validation, and of the last.
+
+    Raises:
+        UserError: The run has no evaluation.
+    """
+    best = run.best()
+    if best is None:
+        raise UserError(f"{run.folder}: no evaluation with a score yet")
+    cells = (
+        *(run.env["project"], run.env["config"], f"{run.env['dataset']}, {best['split']}", best["protocol"]),
+        f"{float(best['miou_percent']):.2f} ({float(run.eval[-1]['miou_percent']):.2f})",
+        *(run.eval[-1]["step"], f"1 (seed {run.env['seed']})", run.env["scope"], run.folder.name),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def run_id(config_name: str, seed: int, commit: str, day: str | None = None) -> str:
     """<config>_s<seed>_<yyyymmdd>_<commit7>; today (UTC) if no day is given."""
     day = day or datetime.now(UTC).strftime("%Y%m%d")

@@ -279,9 +279,9 @@ def _on_pavements(street: Street) -> list[Item]:
 
     for side in street.sides:
         curb = side.kerb + side.sign * 0.5
-        for z in np.arange(rng.uniform(5.5, 8), 26, rng.uniform(6, 9)):
+        for z in np.arange(rng.uniform(5.0, 7), 15, rng.uniform(6, 9)):
             kind = str(rng.choice(("lamp", "light", "sign", "tree"), p=(0.2, 0.32, 0.32, 0.16)))
-            if z > 16:  # farther lights and signs would be a handful of pixels
+            if z > 11:  # farther lights and signs would be a handful of pixels
                 kind = "lamp" if kind != "tree" else kind
             if kind == "lamp":
                 put(z, curb, lambda f: lamp_post(canvas, f, rng), mirrored=side.sign > 0)
@@ -296,11 +296,11 @@ def _on_pavements(street: Street) -> list[Item]:
                     lambda f: tree(canvas, f, rng, street.sun, mood.haze, 0.0),
                 )
         for _ in range(int(rng.integers(1, 4))):
-            z = rng.uniform(4.8, 8.5)
+            z = rng.uniform(4.2, 6.5)
             put(z, side.path + side.sign * rng.uniform(0.1, 0.95) * side.pavement, lambda f: _walker(street, f))
         if rng.random() < 0.5:
             ride = pick(rng, ((bicycle, Concept.BICYCLE), (bicycle, Concept.BICYCLE), (motorcycle, Concept.MOTORCYCLE)))
-            put(rng.uniform(5.5, 9), side.path + side.sign * 0.9, lambda f, r=ride: r[0](canvas.thing(r[1]), f, rng))
+            put(rng.uniform(4.8, 6.8), side.path + side.sign * 0.9, lambda f, r=ride: r[0](canvas.thing(r[1]), f, rng))
         extra = rng.random()
         at = rng.uniform(6, 12), side.edge - side.sign * 0.5
         if extra < 0.08:
@@ -310,7 +310,7 @@ def _on_pavements(street: Street) -> list[Item]:
         elif extra < 0.26:
             put(*at, lambda f: dog(canvas, f, rng))
         elif extra < 0.42:
-            put(rng.uniform(8, 13), side.edge - side.sign * 1.1, lambda f: crowd(canvas, f, rng))
+            put(rng.uniform(6, 8.5), side.edge - side.sign * 1.1, lambda f: crowd(canvas, f, rng))
     return items
 
 
@@ -343,7 +343,7 @@ def _on_road(street: Street) -> list[Item]:
             z = near + rng.uniform(9, 16)
     for rides, chance in ((cyclist, 0.72), (motorcyclist, 0.62)):
         if rng.random() < chance:
-            z = rng.uniform(4.8, 6.6)
+            z = rng.uniform(4.2, 5.6)
             frame = camera.frame(rng.uniform(left + 0.6, right - 0.3), z, bool(rng.random() < 0.5))
             items.append((z, lambda r=rides, f=frame: r(canvas, f, rng)))
     return items

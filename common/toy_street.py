@@ -154,8 +154,8 @@ def tree(canvas: Canvas, f: Frame, rng: np.random.Generator, sun: int, air: Colo
 
 
 def _post(canvas: Canvas, pen: Pen, f: Frame, height: float, color: Color) -> float:
-    """Draws the upright part of a pole, never thinner than three pixels; returns its width."""
-    width = max(0.3 * f.scale, 3.8 * canvas.unit)
+    """Draws the upright part of a pole, never thinner than five pixels of 128; returns its width."""
+    width = max(0.36 * f.scale, 5.0 * canvas.unit)
     x, y = f(0, 0)
     top = f(0, height)[1]
     pen.rectangle(x - width / 2, top, x + width / 2, y, color)

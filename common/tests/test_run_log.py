@@ -3,7 +3,16 @@ import subprocess
 
 from common.cli import UserError
 from common.metrics import ConfusionMatrix
-from common.run_log import Evaluation, RunLog, environment, git_commit, read_run, run_id
+from common.run_log import (
+    TABLE_HEADER,
+    Evaluation,
+    RunLog,
+    environment,
+    git_commit,
+    read_run,
+    run_id,
+    table_row,
+)
 
 import cv2
 import numpy as np
@@ -73,6 +82,17 @@ def test_the_curve_is_a_picture(log):
     assert curve.shape[1] > 600
     blue = (np.abs(curve.astype(int) - (180, 119, 31)).sum(2) < 30).sum()  # matplotlib's first colour, as BGR
     assert blue > 200  # the mIoU line
+
+
+def test_table_row(log):
+    env = {"project": "stdc_seg", "config": "quick", "dataset": "toy", "seed": 3, "scope": "smoke"}
+    log.start("seed: 3\n", env)
+    row = table_row(read_run(log.folder))
+    assert row == "| stdc_seg | quick | toy, val | ss | 100.00 (100.00) | 4 | 1 (seed 3) | smoke | run |"
+    assert row.count("|") == TABLE_HEADER.splitlines()[0].count("|")
+    RunLog(log.folder, COLUMNS).trim(0)
+    with pytest.raises(UserError, match="no evaluation"):
+        table_row(read_run(log.folder))
 
 
 def test_damaged_runs_are_named(log, tmp_path):

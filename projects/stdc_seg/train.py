@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common.cli import UserError, run_command
 from common.files import atomic_write, sha256_of
-from common.run_log import Evaluation, RunLog, environment
+from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, read_run, table_row
 from common.typed_config import config_to_text
 from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
 from stdc_seg.data.dataset import BatchLoader, ListDataset, TrainStream
@@ -240,7 +240,9 @@ def main() -> None:
         print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
         if share > 0.2:
             print(f"warning: loading is the bottleneck: raise train.num_workers (now {plan.config.train.num_workers})")
-        print(f"run: {plan.folder}   best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
+        print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
+        print(f"{TABLE_HEADER}\n{table_row(read_run(plan.folder))}")
+        print(f"curve: {plan.folder}/curve.png")
 
 
 def parse_args() -> argparse.Namespace:
