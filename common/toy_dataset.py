@@ -18,7 +18,7 @@ from common.cli import UserError, did_you_mean, run_command
 from common.files import atomic_write
 from common.toy_layouts import WRITERS, Plan
 
-VERSION = 2  # of the drawings: another version means other bytes
+VERSION = 1  # of the drawings: another version means other bytes
 DONE = "toy_dataset.json"
 BEGUN = ".toy_dataset_begun.json"
 SMALLEST, LARGEST = 32, 4096

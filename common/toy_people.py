@@ -9,14 +9,12 @@ from common.toy_vehicles import bicycle, motorcycle
 
 import numpy as np
 
-CLOTHES = (
-    (206, 40, 48), (40, 90, 190), (244, 196, 48), (52, 140, 84), (140, 70, 160),
-    (240, 130, 50), (232, 232, 228), (40, 44, 70), (236, 120, 160),
-)  # fmt: skip
+CLOTHES = ((206, 40, 48), (40, 90, 190), (52, 140, 84), (140, 70, 160), (40, 44, 70), (236, 120, 160))
+RIDING_CLOTHES = ((226, 238, 60), (250, 160, 40), (244, 206, 50))  # riders dress to be seen
 TROUSERS = ((44, 58, 96), (34, 34, 38), (150, 130, 96), (90, 92, 98), (70, 60, 110))
 SKIN = ((244, 208, 178), (224, 172, 130), (176, 122, 84), (112, 74, 50))
 HAIR = ((40, 28, 22), (94, 60, 34), (196, 150, 80), (30, 30, 34), (150, 72, 40), (170, 168, 166))
-HELMETS = ((240, 240, 240), (220, 40, 40), (40, 60, 180), (250, 200, 40), (40, 40, 44))
+HELMETS = ((240, 240, 240), (220, 40, 40), (250, 200, 40))
 
 
 def person(pen: Pen, f: Frame, rng: np.random.Generator) -> None:
@@ -75,7 +73,7 @@ def _rider(
     foot: tuple[float, float],
     hand: tuple[float, float],
 ) -> None:
-    top, trousers = vary(rng, pick(rng, CLOTHES)), vary(rng, pick(rng, TROUSERS))
+    top, trousers = vary(rng, pick(rng, RIDING_CLOTHES)), vary(rng, pick(rng, TROUSERS))
     skin, helmet = pick(rng, SKIN), pick(rng, HELMETS)
     limb = 0.2 * f.scale
     shoulder = (seat[0] + 0.3, seat[1] + 0.55)

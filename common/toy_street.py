@@ -10,11 +10,11 @@ FACADES = (
     (178, 92, 70), (214, 190, 150), (226, 206, 178), (150, 140, 134),
     (206, 150, 120), (168, 176, 180), (222, 186, 110), (190, 120, 100),
 )  # fmt: skip
-FENCE_PAINTS = ((236, 232, 222), (136, 92, 54), (50, 74, 60))
-WALL_PAINTS = ((138, 126, 112), (156, 150, 144), (150, 112, 92))
+FENCE_PAINTS = ((236, 232, 222), (136, 92, 54))
+WALL_PAINTS = ((150, 100, 84), (138, 112, 98), (158, 120, 96))
 LEAVES = ((54, 112, 44), (74, 130, 52), (40, 96, 52), (96, 136, 50), (150, 120, 40))
 FLOWERS = ((230, 60, 80), (250, 190, 60), (220, 110, 200), (250, 250, 240))
-METAL = (104, 108, 112)
+METAL = (84, 88, 94)
 
 
 def building(
@@ -117,7 +117,7 @@ def fence(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z:
     while start < z[1]:
         # Far pickets are set wider apart: closer than two pixels they would only be grey.
         step = max(0.36, start * start * 3.0 * canvas.unit / (abs(x) * camera.focal))
-        pen.polygon(camera.side(x, 0, height, start, min(start + step * 0.55, z[1])), color)
+        pen.polygon(camera.side(x, 0, height, start, min(start + step * 0.72, z[1])), color)
         start += step
 
 
@@ -177,7 +177,7 @@ def lamp_post(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
 
 def traffic_light(canvas: Canvas, f: Frame, rng: np.random.Generator, facing: bool) -> None:
     """Draws a pole with a traffic light; `facing` shows one of its lamps lit, else its grey back."""
-    _post(canvas, canvas.pen(Concept.POLE), f, 3.4, vary(rng, (88, 92, 94), 8))
+    _post(canvas, canvas.pen(Concept.POLE), f, 3.4, vary(rng, METAL, 8))
     pen = canvas.thing(Concept.TRAFFIC_LIGHT)
     half = max(0.42, 4.5 * canvas.unit / f.scale)
     tall = half * 2.7
@@ -197,7 +197,7 @@ def traffic_light(canvas: Canvas, f: Frame, rng: np.random.Generator, facing: bo
 
 def sign(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
     """Draws a pole with a traffic sign of one of five shapes."""
-    _post(canvas, canvas.pen(Concept.POLE), f, 2.5, vary(rng, (140, 144, 148), 10))
+    _post(canvas, canvas.pen(Concept.POLE), f, 2.5, vary(rng, METAL, 10))
     radius = max(rng.uniform(0.5, 0.62), 5.2 * canvas.unit / f.scale)
     middle = 2.35 + radius * 0.5
     shape = int(rng.integers(5))

@@ -9,14 +9,13 @@ from common.toy_canvas import Camera, Canvas, Color, Concept, Frame, Pen, Point,
 import numpy as np
 
 CAR_PAINTS = (
-    (196, 44, 40), (38, 76, 160), (226, 226, 224), (44, 46, 52),
-    (150, 154, 160), (60, 130, 150), (232, 150, 60), (120, 30, 60),
+    (196, 44, 40), (38, 76, 160), (226, 226, 224), (44, 46, 52), (150, 154, 160), (60, 130, 150), (120, 30, 60)
 )  # fmt: skip
-BUS_PAINTS = ((244, 190, 30), (214, 40, 36), (240, 170, 20))
+BUS_PAINTS = ((244, 190, 30), (250, 205, 60), (240, 170, 20))
 CARGO_PAINTS = ((238, 238, 234), (222, 228, 236), (66, 150, 92), (56, 120, 190))
 CAB_PAINTS = ((230, 110, 30), (40, 110, 180), (60, 140, 80), (200, 50, 50))
-BIKE_PAINTS = ((20, 150, 150), (220, 60, 60), (60, 90, 200), (240, 200, 60))
-MOTORCYCLE_PAINTS = ((200, 30, 30), (30, 60, 170), (30, 32, 36), (230, 120, 20))
+BIKE_PAINTS = ((20, 150, 150), (30, 170, 150), (40, 140, 180))
+MOTORCYCLE_PAINTS = ((200, 30, 30), (180, 40, 50), (30, 32, 36))
 GLASS = (70, 92, 110)
 TYRE = (28, 28, 30)
 
@@ -201,9 +200,9 @@ def _side_wheels(pen: Pen, f: Frame, positions: tuple[float, ...], radius: float
 def bicycle(pen: Pen, f: Frame, rng: np.random.Generator) -> None:
     """Draws a bicycle from the side. Its wheels are labelled as discs, as annotators do; the street shows through."""
     color = vary(rng, pick(rng, BIKE_PAINTS), 10)
-    bar = max(0.075 * f.scale, 1.2)
+    bar = max(0.11 * f.scale, 1.6)
     for x in (-0.55, 0.55):
-        pen.ring(f(x, 0.36), 0.37 * f.scale, max(0.09 * f.scale, 1.5), TYRE)
+        pen.ring(f(x, 0.36), 0.37 * f.scale, max(0.13 * f.scale, 2.0), TYRE)
         pen.ellipse(f(x, 0.36), (0.07 * f.scale, 0.07 * f.scale), (170, 170, 174))
     pen.polygon(f.points((-0.55, 0.36), (-0.2, 0.85), (0.4, 0.85), (0.0, 0.32)), None)
     pen.line(f.points((-0.55, 0.36), (-0.2, 0.82), (0.38, 0.82), (0.0, 0.32), (-0.55, 0.36)), bar, color)
