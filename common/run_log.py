@@ -211,7 +211,7 @@ def environment(packages: Sequence[str], **more: Any) -> dict[str, Any]:
             versions[name] = None
     return {
         "started_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(_without_folders(word) for word in sys.argv),
         "commit": commit,
         "commit_changed": changed,
         "python": platform.python_version(),
@@ -298,6 +298,11 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
     return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _without_folders(word: str) -> str:
+    """An absolute path shortened to its last part: run files are published, this machine's folders are not."""
+    return Path(word).name if os.path.isabs(word) else word
 
 
 def _percent(fraction: float) -> str:

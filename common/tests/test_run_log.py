@@ -127,8 +127,10 @@ def test_commit_and_whether_files_changed(tmp_path):
     assert git_commit(tmp_path) == (commit, True)
 
 
-def test_environment_says_what_ran_where():
+def test_environment_says_what_ran_where(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/home/someone/train.py", "--data", "/mnt/private/camvid", "--config", "a/b.yaml"])
     env = environment(("numpy", "no-such-package"), project="p", seed=1)
     assert env["packages"] == {"numpy": np.__version__, "no-such-package": None}
     assert (env["project"], env["seed"]) == ("p", 1)
+    assert env["command"] == "train.py --data camvid --config a/b.yaml"
     assert json.loads(json.dumps(env)) == env

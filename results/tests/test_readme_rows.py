@@ -1,0 +1,33 @@
+"""The rows of the READMEs are those of the recorded runs, to the digit."""
+
+from pathlib import Path
+
+import pytest
+from common.run_log import TABLE_HEADER, read_run, table_row
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = sorted(path.parent for path in (ROOT / "results" / "runs").glob("*/*/config.yaml"))
+
+
+def rows_under_header(path):
+    text = path.read_text(encoding="utf-8")
+    _, header, rest = text.partition(TABLE_HEADER + "\n")
+    assert header, f"{path} has no table of runs"
+    return [line for line in rest.split("\n\n")[0].splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("readme", ["README.md", "projects/stdc_seg/README.md"])
+def test_every_run_has_its_row_and_every_row_its_run(readme):
+    rows = rows_under_header(ROOT / readme)
+    assert sorted(rows) == sorted(table_row(read_run(run)) for run in RUNS)
+    assert len(rows) == len(RUNS) > 0
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_runs_are_complete_and_from_a_known_commit(run):
+    files = {path.name for path in run.iterdir()}
+    assert files == {"config.yaml", "env.json", "train.csv", "eval.csv", "per_class.csv", "curve.png"}
+    env = read_run(run).env
+    assert env["commit"] != "unknown"
+    assert not env["commit_changed"]
+    assert env["project"] == run.parent.name
