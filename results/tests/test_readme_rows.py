@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 from common.run_log import TABLE_HEADER, read_run, table_row
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results" / "runs").glob("*/*/config.yaml"))
