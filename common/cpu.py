@@ -10,7 +10,7 @@ def configure_cpu() -> None:
     """Sets thread count and matrix-library dispatch for this process, leaving alone what the user has set.
 
     - `OMP_NUM_THREADS`: all physical cores that this process may use, shared among the processes of a distributed run.
-      Paddle uses one thread without it; two threads made a STDC2-Seg training step 1.35 times as fast.
+      Paddle uses one thread without it; two threads made a STDC2-Seg training step 1.4 times as fast.
     - `MKL_DEBUG_CPU_TYPE=5` on AMD processors with AVX2: the MKL that Paddle ships looks for "GenuineIntel" and
       otherwise runs code from before AVX2. With it a STDC2-Seg step is 2.0 times as fast
       (projects/stdc_seg/benchmark.py). MKL versions since 2020.1 ignore the variable; Intel processors need none.
