@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common.cli import UserError, run_command
+from common.cpu import physical_cores
 from common.label_scan import scan_label
-from common.parallel import usable_cores
 
 import cv2
 import numpy as np
@@ -34,7 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.files < 1 or args.rounds < 1:
         raise UserError("--files and --rounds must be at least 1")
-    workers = usable_cores()
+    workers = physical_cores()
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
+
+from common.cpu import physical_cores
 
 import cv2
 from tqdm import tqdm
@@ -17,13 +18,6 @@ Result = TypeVar("Result")
 _FEWEST_FOR_PROCESSES = 64  # below, starting processes (about half a second) costs more than it saves
 
 
-def usable_cores() -> int:
-    """Returns the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], description: str) -> Iterator[Result]:
     """Yields function(item) for every item, in the order of the items.
 
@@ -32,7 +26,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], desc
         items: What it is called with; each must pickle.
         description: Stands before the progress bar, which is drawn only on a terminal.
     """
-    workers = min(usable_cores(), len(items))
+    workers = min(physical_cores(), len(items))
     if workers < 2 or len(items) < _FEWEST_FOR_PROCESSES:
         yield from _progress(map(function, items), len(items), description)
         return

@@ -261,7 +261,7 @@ def test_nothing_learnable(tmp_path):
 
 
 def test_many_files_are_checked_in_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.parallel.usable_cores", lambda: 2)
+    monkeypatch.setattr("common.parallel.physical_cores", lambda: 2)
     custom(tmp_path, train=70, val=2)
     broken = tmp_path / "labels/train/40.png"
     broken.write_bytes(broken.read_bytes()[:30])
@@ -276,7 +276,7 @@ def process_of(_: int) -> int:
 
 
 def test_an_error_in_a_process_arrives_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.parallel.usable_cores", lambda: 2)
+    monkeypatch.setattr("common.parallel.physical_cores", lambda: 2)
     with pytest.raises(UserError, match="number 65"):
         list(parallel_map(fail_at_65, range(70), "test"))
 

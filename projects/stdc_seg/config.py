@@ -73,7 +73,7 @@ class LossConfig:
 class OptimizerConfig:
     """SGD as the official code, or AdamW; exponential warm-up, then poly."""
 
-    name: Literal["sgd", "adamw"]  # adamw learns faster from scratch in a few hundred steps of a few pictures
+    name: Literal["sgd", "adamw"]  # sgd as the official code
     learning_rate: float
     momentum: float  # of sgd; adamw has betas 0.9 and 0.999
     weight_decay: float  # sgd adds it to the gradient; adamw takes it off the weight (decoupled)
