@@ -178,6 +178,22 @@ def table_row(run: Run) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: object, split: str) -> None:
+    """Prints the scores of one evaluation under `protocol` (anything that prints itself), and a line per class."""
+    matrix = result.matrix
+    print(f"{split}: {result.images} pictures, {protocol}")
+    for name, iou, accuracy in zip(class_names, matrix.iou(), matrix.accuracy(), strict=True):
+        print(f"  {name:<24} IoU {100 * iou:6.2f} %   accuracy {100 * accuracy:6.2f} %")
+    absent = [class_names[i] for i in matrix.absent_classes()]
+    over = f"{len(class_names) - len(absent)} of {len(class_names)} classes" + (
+        f"; absent: {', '.join(absent)}" if absent else ""
+    )
+    print(
+        f"mIoU {100 * matrix.mean_iou():.2f} % (over {over})  pixel accuracy {100 * matrix.pixel_accuracy():.2f} %  "
+        f"loss {result.loss:.4f}  {result.seconds:.1f} s"
+    )
+
+
 def run_id(config_name: str, seed: int, commit: str, day: str | None = None) -> str:
     """<config>_s<seed>_<yyyymmdd>_<commit7>; today (UTC) if no day is given."""
     day = day or datetime.now(UTC).strftime("%Y%m%d")

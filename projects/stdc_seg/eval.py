@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 from common.cli import run_command
+from common.list_dataset import ListDataset
 from common.metrics import ConfusionMatrix
-from common.run_log import Evaluation, RunLog
+from common.run_log import Evaluation, RunLog, print_scores
 from common.typed_config import config_from_text
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config, DataConfig, EvalProtocol
-from stdc_seg.data.dataset import ListDataset, labels_of
+from stdc_seg.data.dataset import open_list
 from stdc_seg.data.roots import with_root
 from stdc_seg.data.transforms import normalize
 from stdc_seg.losses import mean_cross_entropy
@@ -99,22 +100,6 @@ def evaluate(
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 
-def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: EvalProtocol, split: str) -> None:
-    """Prints the scores and a line per class."""
-    matrix = result.matrix
-    print(f"{split}: {result.images} pictures, {protocol}")
-    for name, iou, accuracy in zip(class_names, matrix.iou(), matrix.accuracy(), strict=True):
-        print(f"  {name:<24} IoU {100 * iou:6.2f} %   accuracy {100 * accuracy:6.2f} %")
-    absent = [class_names[i] for i in matrix.absent_classes()]
-    over = f"{len(class_names) - len(absent)} of {len(class_names)} classes" + (
-        f"; absent: {', '.join(absent)}" if absent else ""
-    )
-    print(
-        f"mIoU {100 * matrix.mean_iou():.2f} % (over {over})  pixel accuracy {100 * matrix.pixel_accuracy():.2f} %  "
-        f"loss {result.loss:.4f}  {result.seconds:.1f} s"
-    )
-
-
 def main() -> None:
     """The command."""
     args = _parse_args()
@@ -129,8 +114,8 @@ def main() -> None:
     if args.flip:
         protocol = dataclasses.replace(protocol, flip=True)
     lists = {"train": data.train_list, "val": data.val_list}
-    dataset = ListDataset(data, lists.get(args.split, f"{args.split}.txt"))
-    labels = labels_of(data)
+    dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
+    labels = dataset.labels
     model = build_model(config.model.name, num_classes=labels.num_classes)
     load_model(args.weights, model, labels.class_names)
     result = evaluate(model, dataset, data, protocol)

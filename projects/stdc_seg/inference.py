@@ -20,12 +20,12 @@ from typing import Protocol
 from common.cli import UserError
 from common.files import sha256_of
 from common.labels import load_custom, voc_colormap
+from common.list_dataset import find_root
 from common.run_log import git_commit
 from common.typed_config import config_from_text
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config
 from stdc_seg.data.dataset import labels_of
-from stdc_seg.data.roots import find_root
 from stdc_seg.models import STDCSeg, build_model
 
 import numpy as np

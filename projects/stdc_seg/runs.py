@@ -7,11 +7,11 @@ import dataclasses
 from pathlib import Path
 
 from common.cli import UserError
+from common.list_dataset import find_root
 from common.run_log import git_commit, run_id
 from common.typed_config import config_from_text
 from stdc_seg.checkpoint import read_state
 from stdc_seg.config import CONFIG_DIR, Config, read_config
-from stdc_seg.data.roots import find_root
 from stdc_seg.lr_schedule import learning_rate
 
 import paddle

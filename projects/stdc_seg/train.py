@@ -21,13 +21,14 @@ from pathlib import Path
 
 from common.cli import UserError, run_command
 from common.files import atomic_write, sha256_of
-from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, read_run, table_row
+from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
+from common.train_stream import BatchLoader, ValidPixels
 from common.typed_config import config_to_text
 from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
-from stdc_seg.data.dataset import BatchLoader, ListDataset, TrainStream
+from stdc_seg.data.dataset import open_list, train_stream
 from stdc_seg.data.roots import with_root
-from stdc_seg.eval import evaluate, print_scores
-from stdc_seg.losses import IGNORE_INDEX, LOG_NAMES, STDCSegLoss
+from stdc_seg.eval import evaluate
+from stdc_seg.losses import LOG_NAMES, STDCSegLoss
 from stdc_seg.lr_schedule import learning_rate
 from stdc_seg.models import STDCSeg, build_model
 from stdc_seg.models.layers import refuse_single_value_batch_norm
@@ -48,8 +49,8 @@ class Trainer:
         config = plan.config
         self.plan, self.config = plan, config
         self.data = with_root(config.data, plan.data_root)
-        self.train_set = ListDataset(self.data, config.data.train_list)
-        self.val_set = ListDataset(self.data, config.data.val_list)
+        self.train_set = open_list(self.data, config.data.train_list)
+        self.val_set = open_list(self.data, config.data.val_list)
         self.labels = self.train_set.labels
         paddle.seed(config.train.seed)
         self.model = build_model(config.model.name, num_classes=self.labels.num_classes)
@@ -72,7 +73,7 @@ class Trainer:
         if self.is_main:
             self._start_log()
         network = self._distributed_network()
-        stream = TrainStream(self.train_set, self.data, self.config.augment, train.seed)
+        stream = train_stream(self.train_set, self.data, self.config.augment, train.seed)
         loader = BatchLoader(
             stream, train.batch_size, self.step, train.iters, train.num_workers, dist.get_rank(), dist.get_world_size()
         )
@@ -86,7 +87,7 @@ class Trainer:
                 loaded = time.perf_counter()
                 valid.look_at(label)
                 rate = learning_rate(self.step, train.iters, self.config.optimizer)
-                total, parts = self._update(network, images, label, indices, rate)
+                total, parts = self._update(network, paddle.to_tensor(images), paddle.to_tensor(label), indices, rate)
                 self.step += 1
                 done = time.perf_counter()
                 self.seconds += done - ready
@@ -193,26 +194,6 @@ class Trainer:
             f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's pictures are in {path}; "
             f"lower optimizer.learning_rate, or look at those pictures; checkpoints are untouched"
         )
-
-
-class ValidPixels:
-    """Stops a run whose first 200 labels have next to nothing to learn (over 99 % ignored): a wrong label mapping."""
-
-    def __init__(self):
-        self.labels = self.valid = self.pixels = 0
-
-    def look_at(self, label: paddle.Tensor) -> None:
-        """Counts a batch of labels (B, H, W)."""
-        if self.labels >= 200:
-            return
-        self.labels += label.shape[0]
-        self.valid += int((label != IGNORE_INDEX).sum())
-        self.pixels += label.size
-        if self.labels >= 200 and self.valid < 0.01 * self.pixels:
-            raise UserError(
-                f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are "
-                f"ignored: is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
-            )
 
 
 def share_batch_norm_statistics(model: STDCSeg) -> None:

@@ -14,7 +14,7 @@ from common.toy_dataset import write_toy_dataset
 from stdc_seg import paddleseg_compat
 from stdc_seg.checkpoint import TrainState, save_checkpoint
 from stdc_seg.config import DataConfig, EvalProtocol, read_config
-from stdc_seg.data.dataset import ListDataset
+from stdc_seg.data.dataset import open_list
 from stdc_seg.eval import class_scores, evaluate
 from stdc_seg.models import build_model
 from stdc_seg.optimizer import build_optimizer
@@ -133,7 +133,7 @@ def test_train_writes_checkpoints_and_keeps_the_schedule(trained):
 
 def test_full_size_evaluation_equals_ours(model, val_dataset, data):
     miou, accuracy, class_iou, _, kappa = paddleseg.core.evaluate(model, val_dataset, print_detail=False)
-    result = evaluate(model, ListDataset(data, "pairs.txt"), data, EvalProtocol(1.0, (1.0,), False))
+    result = evaluate(model, open_list(data, "pairs.txt"), data, EvalProtocol(1.0, (1.0,), False))
     ours, absent = result.matrix, result.matrix.absent_classes()
     np.testing.assert_array_equal(class_iou, np.nan_to_num(ours.iou()))
     assert (ours.iou() > 0.01).sum() >= 2  # numbers to compare, not only zeros

@@ -1,0 +1,88 @@
+"""Pictures and labels from list files, decoded and checked one by one; where data sets lie; the embedded set drawn."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from common.cli import UserError
+from common.dataset_list import make_lists, read_list
+from common.labels import LabelSet, label_set
+from common.picture_files import read_image, read_label
+from common.toy_dataset import write_toy_dataset
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Sample(NamedTuple):
+    """One decoded picture: uint8 RGB (H, W, 3), uint8 train ids (H, W), and the label's path for messages."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+class ListDataset:
+    """The pairs of one list file.
+
+    Args:
+        labels: What the values in the label files mean. Cityscapes' labelTrainIds files are recognised by name.
+        root: What the list's paths are relative to.
+        list_name: The list, relative to the root.
+
+    Raises:
+        UserError: The list is missing, empty, or has entries without a label; and from `load`: a picture or label that
+            cannot be read, differs from its partner in size, or holds values that are no class.
+    """
+
+    def __init__(self, labels: LabelSet, root: str | os.PathLike, list_name: str):
+        self.labels = labels
+        path = Path(root) / list_name
+        self.pairs = read_list(path, root)
+        unlabelled = [pair.image for pair in self.pairs if pair.label is None]
+        if unlabelled:
+            raise UserError(f"{path}: no label for {unlabelled[0]}: use a list with labels")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def load(self, index: int) -> Sample:
+        """Decodes and checks pair number `index`."""
+        pair = self.pairs[index]
+        image, raw = read_image(pair.image), read_label(pair.label)
+        if raw.ndim != 2:
+            raise UserError(
+                f"{pair.label}: a label has one channel of ids, this has {raw.shape[2]}: convert the colours"
+            )
+        if image.shape[:2] != raw.shape:
+            raise UserError(
+                f"{pair.label}: label is {raw.shape}, picture {image.shape[:2]}: they must be the same size"
+            )
+        return Sample(image, self._train_ids(raw, pair.label), str(pair.label))
+
+    def _train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
+        labels = self.labels
+        if labels.name == "cityscapes" and path.name.endswith("labelTrainIds.png"):
+            labels = label_set("cityscapes_trainids")  # mapped already
+        return labels.encode(raw, source=path)
+
+
+def find_root(root: str | os.PathLike) -> Path | None:
+    """An existing folder `root`: as given, from the working directory, or from the repository."""
+    candidates = [Path(root), REPOSITORY / root]
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def draw_toy(layout: str, root: str | os.PathLike, num_train: int, num_val: int, size: tuple[int, int]) -> None:
+    """Draws the embedded data set in `layout` into `root`, with its lists; nothing is done where it lies already.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    if not (Path(root) / "train.txt").is_file():
+        print(f"drawing the embedded data set: {num_train} + {num_val} pictures into {root}", flush=True)
+        write_toy_dataset(layout, root, num_train, num_val, size)
+        make_lists(layout, root)

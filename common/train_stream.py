@@ -1,0 +1,139 @@
+"""The endless stream of training samples drawn from a data set, and batches of it prepared ahead.
+
+Every random choice of a training sample follows from (seed, position in the stream), so a run can stop and go on at any
+position, with any number of loader threads and of processes, and see the same samples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from common.cli import UserError
+from common.labels import IGNORE
+from common.list_dataset import ListDataset
+
+import numpy as np
+
+Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+class TrainStream:
+    """Training samples by position in an endless stream: the data set in a new random order, again and again.
+
+    Args:
+        dataset: Where samples come from.
+        transform: (uint8 RGB (H, W, 3), uint8 train ids (H, W), generator) -> (float32 (3, h, w), integers (h, w)).
+        seed: Of order and transforms.
+
+    Shapes: item -> image float32 (3, h, w), label int64 (h, w), pair index int64 scalar.
+    """
+
+    def __init__(self, dataset: ListDataset, transform: Transform, seed: int):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, np.int64]:
+        index = self.pair_index(position)
+        sample = self.dataset.load(index)
+        rng = np.random.default_rng([self.seed, 1, position])
+        image, label = self.transform(sample.image, sample.label, rng)
+        return image, label.astype(np.int64), np.int64(index)
+
+    def pair_index(self, position: int) -> int:
+        """Which pair stands at `position`."""
+        epoch, place = divmod(position, len(self.dataset))
+        return int(self._order(epoch)[place])
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a stream lives as long as its run
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
+
+
+class BatchLoader:
+    """Batches of a stream for the steps from `first_step` to `last_step` - 1, prepared ahead by threads.
+
+    The batch of a step is the next `batch_size` positions of the stream; process `rank` of `world_size` takes every
+    `world_size`-th of them. Decoding and resizing happen in OpenCV, outside Python's lock, so threads do what processes
+    would, without shared memory to run out of; an error in a picture arrives here as it was raised.
+
+    Shapes: yields images float32 (b, 3, h, w), label int64 (b, h, w), pair indices int64 (b,) with
+    b = batch_size / world_size.
+
+    Raises:
+        UserError: The batch cannot be shared equally; from iteration: see `ListDataset.load`.
+    """
+
+    AHEAD = 2  # batches in preparation
+
+    def __init__(
+        self,
+        stream: TrainStream,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size % world_size:
+            raise UserError(f"train.batch_size {batch_size} cannot be shared equally by {world_size} processes")
+        self.stream = stream
+        self.batch_size = batch_size
+        self.steps = range(first_step, last_step)
+        self.num_workers = num_workers
+        self.rank, self.world_size = rank, world_size
+
+    def positions(self, step: int) -> range:
+        """Stream positions of this process's share of a step's batch."""
+        first = step * self.batch_size
+        return range(first + self.rank, first + self.batch_size, self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        if self.num_workers == 0:
+            for step in self.steps:
+                yield _stack([self.stream[position] for position in self.positions(step)])
+            return
+        pool = ThreadPoolExecutor(self.num_workers)
+        try:
+            pending = deque()
+            for step in self.steps:
+                pending.append([pool.submit(self.stream.__getitem__, p) for p in self.positions(step)])
+                if len(pending) > self.AHEAD:
+                    yield _stack([future.result() for future in pending.popleft()])
+            while pending:
+                yield _stack([future.result() for future in pending.popleft()])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class ValidPixels:
+    """Stops a run whose first 200 labels have next to nothing to learn (over 99 % ignored): a wrong label mapping."""
+
+    def __init__(self):
+        self.labels = self.valid = self.pixels = 0
+
+    def look_at(self, label: np.ndarray) -> None:
+        """Counts a batch of labels (B, H, W).
+
+        Raises:
+            UserError: 200 labels have been seen, and hardly a pixel counts.
+        """
+        if self.labels >= 200:
+            return
+        self.labels += label.shape[0]
+        self.valid += int((label != IGNORE).sum())
+        self.pixels += label.size
+        if self.labels >= 200 and self.valid < 0.01 * self.pixels:
+            raise UserError(
+                f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are "
+                f"ignored: is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
+            )
+
+
+def _stack(samples: list[tuple[np.ndarray, np.ndarray, np.int64]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    images, labels, indices = (np.stack(parts) for parts in zip(*samples, strict=True))
+    return images, labels, indices

@@ -1,0 +1,1 @@
+"""PyTorch backbones into PaddlePaddle and back, accepted only with numeric proof."""
