@@ -1,0 +1,343 @@
+"""The experiment file of this project: one dataclass per section, every key with its meaning and unit.
+
+An experiment is one complete YAML file in `configs/`; words at the end of a command change single keys, as
+`section.key=value` or `SECTION.KEY value`, with this project's names or those of the original (`original_keys.py`).
+Sizes are (height, width) in pixels, budgets are iterations, `batch_size` is the total over all processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from pathlib import Path
+from typing import Literal
+
+from common.cli import UserError, did_you_mean
+from common.list_dataset import REPOSITORY
+from common.typed_config import load_config
+from semsegpaddle_glore import original_keys
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+SMALLEST_INPUT = 65
+"""Pixels a side, the least that a network takes: 3 at stride 32, so that BN sees more than one value per channel."""
+
+TRAIN_PICTURES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "toy": 200}
+"""Pictures of the training sets, to turn epochs into iterations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network and what it starts from."""
+
+    name: Literal["pspnet", "deeplabv3", "glore", "ginet"]  # the decode head
+    backbone: str  # a name of models.backbones.backbone_names()
+    backbone_weights: str | None  # ImageNet weights of the backbone (.safetensors or .pdparams); null = random
+    output_stride: int | None  # 8, 16 or 32: dilation in place of stride; null = the default of build_model
+    multi_grid: tuple[int, int, int] | None  # dilation factors of the last ResNet stage's blocks; null = none
+    word_embeddings: str | None  # of ginet: a file of word vectors in GloVe's text format, see word_vectors_file()
+
+    def __post_init__(self) -> None:
+        _require(self.output_stride in (None, 4, 8, 16, 32), "output_stride", "8, 16, 32, 4 (HRNet) or null")
+        _require(self.multi_grid is None or min(self.multi_grid) >= 1, "multi_grid", "three factors of 1 or more")
+        if self.name == "ginet" and self.word_embeddings is None:
+            raise UserError("word_embeddings is missing: ginet needs word vectors, a file such as glove.6B.300d.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is learnt from: list files under a root, labels read through the data set's table."""
+
+    dataset: str  # a name of common/labels.py, "custom" (classes.yaml in the root) or "toy" (drawn when missing)
+    root: str
+    train_list: str  # relative to root, else to the working directory
+    val_list: str
+    mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1; belongs to backbone_weights
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        _require(min(self.std) > 0, "std", "positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Training transforms, in the order in which they are applied."""
+
+    base_size: int  # the short side becomes a whole number of pixels in base_size * [scale_min, scale_max]
+    scale_min: float
+    scale_max: float
+    flip_probability: float
+    crop_size: tuple[int, int]  # smaller pictures are padded: black, and ignored in the label
+    blur_probability: float  # Gaussian, standard deviation U(0, 1] pixel
+
+    def __post_init__(self) -> None:
+        _require(self.base_size >= 1, "base_size", "1 or more")
+        _require(0 < self.scale_min <= self.scale_max, "scale_min", "positive and at most scale_max")
+        _require(self.base_size * self.scale_min >= 1, "scale_min", "large enough for a picture of one pixel")
+        _require(0 <= self.flip_probability <= 1, "flip_probability", "in [0, 1]")
+        _require(0 <= self.blur_probability <= 1, "blur_probability", "in [0, 1]")
+        _require(min(self.crop_size) >= SMALLEST_INPUT, "crop_size", f"at least {SMALLEST_INPUT} pixels a side")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Cross entropy on the decode head (weight 1) and the auxiliary head; GINet's SC-loss."""
+
+    aux_weight: float  # 0 = no auxiliary head is built
+    sc_weight: float  # of ginet: the semantic context loss, on the presence of classes
+
+    def __post_init__(self) -> None:
+        _require(self.aux_weight >= 0, "aux_weight", "0 or more")
+        _require(self.sc_weight >= 0, "sc_weight", "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD as the original, or AdamW; exponential warm-up, then poly."""
+
+    name: Literal["sgd", "adamw"]
+    learning_rate: float
+    momentum: float  # of sgd; adamw has betas 0.9 and 0.999
+    weight_decay: float  # sgd adds it to the gradient; adamw takes it off the weight (decoupled)
+    decay_norm_and_bias: bool
+    decay_classifier: bool  # false as the original: the weight of the last 1x1 convolution of each head
+    head_lr_factor: float  # the rate of everything that is not the backbone over the backbone's
+    warmup_iters: int  # 0 = none
+    warmup_start_lr: float
+    power: float
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "learning_rate", "positive")
+        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+        _require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        _require(self.head_lr_factor > 0, "head_lr_factor", "positive")
+        _require(self.power > 0, "power", "positive")
+        _require(self.warmup_iters >= 0, "warmup_iters", "0 or more")
+        in_range = self.warmup_iters == 0 or 0 < self.warmup_start_lr <= self.learning_rate
+        _require(in_range, "warmup_start_lr", "in (0, learning_rate]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, how often it looks up."""
+
+    iters: int
+    batch_size: int
+    accumulate: int  # micro-batches that one update is cut into; batch_size stays the total
+    num_workers: int  # threads that prepare batches ahead; 0 prepares each when it is needed
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    seed: int
+    amp: Literal["O1", "O2"] | None  # mixed precision on a GPU; null = fp32
+
+    def __post_init__(self) -> None:
+        for name in ("iters", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1")
+        _require(self.batch_size % self.accumulate == 0, "accumulate", f"a divisor of batch_size {self.batch_size}")
+        _require(self.num_workers >= 0, "num_workers", "0 or more")
+        _require(0 <= self.seed < 2**63, "seed", "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalProtocol:
+    """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
+
+    The picture's long side becomes `long_side` (its own length where null) times each of `scales`. The network sees
+    windows of it, or the whole. Class probabilities are averaged over overlapping windows, mirror images and scales, at
+    the label's size; labels are never resized.
+    """
+
+    long_side: int | None  # the original's BASE_SIZE
+    scales: tuple[float, ...]
+    flip: bool
+    window: tuple[int, int] | None  # null = the whole picture at once
+    stride_fraction: float  # of the window; 1/3 in the original, 2/3 in others
+
+    def __post_init__(self) -> None:
+        _require(self.long_side is None or self.long_side >= SMALLEST_INPUT, "long_side", f"{SMALLEST_INPUT} or more")
+        _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
+        large = self.window is None or min(self.window) >= SMALLEST_INPUT
+        _require(large, "window", f"at least {SMALLEST_INPUT} pixels a side")
+        _require(0 < self.stride_fraction <= 1, "stride_fraction", "in (0, 1]")
+
+    @property
+    def short_name(self) -> str:
+        """For file names: "whole", "slide769", "slide769_ms_flip", "long520_slide520"."""
+        size = f"long{self.long_side}_" if self.long_side else ""
+        window = "whole"
+        if self.window is not None:
+            square = self.window[0] == self.window[1]
+            window = f"slide{self.window[0]}" if square else f"slide{self.window[0]}x{self.window[1]}"
+        many, flip = "_ms" if len(self.scales) > 1 else "", "_flip" if self.flip else ""
+        return f"{size}{window}{many}{flip}"
+
+    def __str__(self) -> str:
+        scales = "ss" if self.scales == (1.0,) else "ms " + "/".join(f"{s:g}" for s in self.scales)
+        size = f"long side {self.long_side}, " if self.long_side else ""
+        window = "whole image"
+        if self.window is not None:
+            window = f"windows {self.window[0]}x{self.window[1]} stride {self.stride_fraction:.3g}"
+        return f"{size}{scales}{', flip' if self.flip else ''}, {window}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    scope: Literal[
+        "full", "reduced", "smoke"
+    ]  # full: the paper's data and budget; reduced: less of either; smoke: embedded data
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    eval: EvalProtocol
+
+    def __post_init__(self) -> None:
+        if self.optimizer.warmup_iters >= self.train.iters:
+            raise UserError("optimizer.warmup_iters must be less than train.iters")
+
+
+def read_config(name: str, overrides: list[str] | None = None) -> Config:
+    """Reads an experiment by path, or by the bare name of a file in `configs/`.
+
+    Args:
+        name: "configs/quickstart.yaml", "quickstart.yaml" or "quickstart".
+        overrides: The words that change keys, see `parse_overrides`. `train.epochs` sets `train.iters` by the number
+            of training pictures of a data set whose number is known.
+
+    Raises:
+        UserError: No such file, or a mistake in it or in the overrides.
+    """
+    path = Path(name)
+    if not path.is_file() and path.parent in (Path("."), Path("configs")):
+        known = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
+        if path.name.removesuffix(".yaml") not in known:
+            raise UserError(f"no config file '{name}' and none of that name in configs/: {did_you_mean(name, known)}")
+        path = CONFIG_DIR / f"{path.name.removesuffix('.yaml')}.yaml"
+    words = parse_overrides(overrides or [])
+    epochs = [word.partition("=")[2] for word in words if word.startswith("train.epochs=")]
+    words = [word for word in words if not word.startswith("train.epochs=")]
+    config = load_config(Config, path, words)
+    if epochs:
+        config = load_config(Config, path, [*words, f"train.iters={_iters_of(epochs[-1], config)}"])
+    return config
+
+
+def parse_overrides(words: list[str]) -> list[str]:
+    """Turns the words at the end of a command into overrides "section.key=value" for `read_config`.
+
+    Both spellings may be mixed: one word `section.key=value`, or two words `SECTION.KEY value`. Case does not matter in
+    a key. Keys of the original project are translated (`original_keys.py`).
+
+    Raises:
+        UserError: A key without value; an unknown key, with the nearest; a key of the original that has no counterpart.
+    """
+    ours = [*_config_keys(), "train.epochs"]
+    overrides = []
+    rest = list(words)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"command line '{key}': no value: write {key} VALUE or {key}=VALUE")
+            value = rest.pop(0)
+        if key.lower() in ours:
+            overrides.append(f"{key.lower()}={value}")
+        elif key.upper() in original_keys.known_keys():
+            overrides.append(original_keys.translate(key.upper(), value))
+        else:
+            raise UserError(f"command line '{key}': unknown key: {_nearest_keys(key, ours)}")
+    return overrides
+
+
+def take_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes the original's keys that are options here (TEST.TEST_MODEL, TRAIN.MODEL_SAVE_DIR ...) out of the words.
+
+    Returns:
+        Option name ("weights", "output", "resume") -> value, and the other words in their order.
+    """
+    options, others = {}, []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.partition("=")
+        if not equals and rest:
+            value = rest.pop(0)
+        if key.upper() in original_keys.OPTIONS and value:
+            options[original_keys.OPTIONS[key.upper()]] = value
+        else:
+            others += [word] if equals or not value else [word, value]
+    return options, others
+
+
+def multi_scales(dataset: str) -> tuple[float, ...]:
+    """The factors of multi-scale evaluation (`eval.py --multi_scales`) for a data set.
+
+    Reference: eval.py of the original: 0.5 to 2.25 for Cityscapes, 0.5 to 1.75 elsewhere, in steps of 0.25.
+    """
+    last = 2.25 if dataset in ("cityscapes", "toy") else 1.75
+    return tuple(0.25 * step for step in range(2, round(last / 0.25) + 1))
+
+
+def word_vectors_file(model: ModelConfig) -> Path:
+    """The file of `model.word_embeddings`: from the working directory, from the repository, or beside the configs.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    places = [base / model.word_embeddings for base in (Path(), REPOSITORY, CONFIG_DIR)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"no word vectors {model.word_embeddings} (model.word_embeddings): give a file in GloVe's text format; "
+            "glove.6B.300d.txt is in glove.6B.zip of the GloVe project"
+        )
+    return found
+
+
+def _config_keys() -> list[str]:
+    """All keys of the schema with their section: "optimizer.learning_rate"."""
+    sections = typing.get_type_hints(Config)
+    keys = []
+    for section in dataclasses.fields(Config):
+        kind = sections[section.name]
+        if dataclasses.is_dataclass(kind):
+            keys += [f"{section.name}.{field.name}" for field in dataclasses.fields(kind)]
+        else:
+            keys.append(section.name)
+    return keys
+
+
+def _nearest_keys(key: str, ours: list[str]) -> str:
+    """The sentence of `did_you_mean` for the keys of the same section; the sections where there is none of its name."""
+    lower = key[:1].islower()
+    keys = ours if lower else original_keys.known_keys()
+    section = (key.lower() if lower else key.upper()).rpartition(".")[0]
+    in_section = [known for known in keys if known.rpartition(".")[0] == section]
+    if in_section:
+        return did_you_mean(key, in_section)
+    nearest = did_you_mean(key, keys).split("valid:")[0]
+    sections = sorted({known.partition(".")[0] for known in ours if "." in known})
+    return f"{nearest}keys are written section.key=value with the sections {', '.join(sections)}"
+
+
+def _iters_of(epochs: str, config: Config) -> int:
+    """The iterations of so many passes over the training set."""
+    if not epochs.isdigit() or int(epochs) < 1:
+        raise UserError(f"train.epochs must be a whole number of 1 or more, not '{epochs}'")
+    data = config.data
+    if data.dataset not in TRAIN_PICTURES or Path(data.train_list).stem != "train":
+        raise UserError(
+            f"epochs: how many pictures {data.train_list} of '{data.dataset}' has is not known here: give "
+            "train.iters=N, which is epochs x pictures / batch_size"
+        )
+    return math.ceil(int(epochs) * TRAIN_PICTURES[data.dataset] / config.train.batch_size)
+
+
+def _require(condition: bool, key: str, rule: str) -> None:
+    if not condition:
+        raise UserError(f"{key} must be {rule}")

@@ -1,0 +1,1 @@
+"""Data sets, their training transforms, and where they lie."""

@@ -1,0 +1,47 @@
+"""The data of an experiment: its label set, its lists and its training stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.labels import LabelSet, label_set, load_custom
+from common.list_dataset import ListDataset
+from common.train_stream import TrainStream
+from semsegpaddle_glore.config import AugmentConfig, DataConfig
+from semsegpaddle_glore.data.transforms import augment, normalize
+
+import numpy as np
+
+
+def labels_of(config: DataConfig) -> LabelSet:
+    """The label set of a config: by name, or classes.yaml in the root for "custom".
+
+    Raises:
+        UserError: Unknown name, missing or wrong classes.yaml.
+    """
+    if config.dataset == "custom":
+        return load_custom(Path(config.root) / "classes.yaml")
+    return label_set("cityscapes" if config.dataset == "toy" else config.dataset)
+
+
+def open_list(config: DataConfig, list_name: str) -> ListDataset:
+    """The data set of one list file: relative to the config's root, or (as the original's lists) to the working folder.
+
+    Its lines are relative to the root in both cases, and may be separated by commas, tabs, "|" or spaces.
+
+    Raises:
+        UserError: See `labels_of` and `ListDataset`.
+    """
+    if not (Path(config.root) / list_name).is_file() and Path(list_name).is_file():
+        list_name = str(Path(list_name).resolve())
+    return ListDataset(labels_of(config), config.root, list_name)
+
+
+def train_stream(dataset: ListDataset, data: DataConfig, augment_config: AugmentConfig, seed: int) -> TrainStream:
+    """The stream of augmented, normalised training samples."""
+
+    def transform(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, label = augment(image, label, augment_config, rng)
+        return normalize(image, data.mean, data.std), label
+
+    return TrainStream(dataset, transform, seed)

@@ -1,0 +1,98 @@
+"""The loss of a training step: cross entropy on the decode head and the auxiliary head, and GINet's SC-loss.
+
+With nothing to learn (every pixel ignored) each part is 0 with zero gradient.
+
+References: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 3.3 (auxiliary loss, weight 0.4); Wu et
+al., "GINet", ECCV 2020, section 3.3 (semantic context loss).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from semsegpaddle_glore.config import LossConfig
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+IGNORE_INDEX = 255
+LABEL_VALUES = 256
+
+
+class Normalisers(NamedTuple):
+    """What sums are divided by: the valid pixels, and the pictures that have at least one."""
+
+    pixels: float
+    pictures: float
+
+
+def count(label: paddle.Tensor | np.ndarray) -> Normalisers:
+    """Counts the normalisers of a batch of labels (B, H, W).
+
+    Where one update is cut into micro-batches, count over the whole batch and hand the result to every
+    `SegmentationLoss` call: the gradients then add up to those of the one big batch, however unevenly the ignored
+    pixels lie. Over several processes whose gradients are averaged, give each the total divided by their number.
+    """
+    valid = label != IGNORE_INDEX
+    return Normalisers(int(valid.sum()), int(valid.reshape([len(label), -1]).any(axis=1).sum()))
+
+
+def pixel_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> paddle.Tensor:
+    """Cross entropy of every pixel, 0 where the label is ignored. (B, C, H, W), int64 (B, H, W) -> (B, H, W)."""
+    channels_last = logits.transpose([0, 2, 3, 1])  # (B, H, W, C): Paddle's softmax is fastest over the last axis
+    return F.cross_entropy(channels_last, label, ignore_index=IGNORE_INDEX, reduction="none").squeeze(-1)
+
+
+def mean_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> tuple[float, int]:
+    """The sum of cross entropy over valid pixels and their count, for a validation loss. Shapes as above."""
+    return float(pixel_cross_entropy(logits, label).sum()), int((label != IGNORE_INDEX).sum())
+
+
+def class_presence(label: paddle.Tensor, num_classes: int) -> paddle.Tensor:
+    """1 where a class has a pixel in a picture. int64 (B, H, W) -> float32 (B, num_classes)."""
+    batch = label.shape[0]
+    picture = paddle.arange(batch, dtype=label.dtype).reshape([batch, 1, 1])
+    counts = paddle.bincount((label + LABEL_VALUES * picture).flatten(), minlength=batch * LABEL_VALUES)
+    return (counts.reshape([batch, LABEL_VALUES])[:, :num_classes] > 0).astype("float32")
+
+
+def semantic_context_loss(presence: paddle.Tensor, label: paddle.Tensor) -> paddle.Tensor:
+    """Binary cross entropy of each picture's presence logits, mean over classes; 0 for a picture without valid pixel.
+
+    Shapes: presence (B, C), label int64 (B, H, W) -> (B,).
+    """
+    target = class_presence(label, presence.shape[1])
+    loss = F.binary_cross_entropy_with_logits(presence, target, reduction="none").mean(axis=1)
+    return loss * (target.max(axis=1) > 0).astype(loss.dtype)
+
+
+class SegmentationLoss(nn.Layer):
+    """The sum that is trained.
+
+    Takes the network's training outputs and the label int64 (B, H, W); gives the total and, for the log, its parts
+    before weighting: "seg", "aux" and "sc", as far as the network has them. Cross entropies are means over valid
+    pixels, the SC-loss is a mean over classes and over pictures with a valid pixel.
+    """
+
+    def __init__(self, config: LossConfig):
+        super().__init__()
+        self.aux_weight = config.aux_weight
+        self.sc_weight = config.sc_weight
+
+    def forward(
+        self, outputs: dict[str, paddle.Tensor], label: paddle.Tensor, normalisers: Normalisers | None = None
+    ) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
+        """Returns (total, parts). `normalisers` are those of a larger batch that this is a part of; see `count`."""
+        normalisers = normalisers or count(label)
+        pixels, pictures = normalisers.pixels or 1, normalisers.pictures or 1  # sums of nothing are 0
+        parts = {"seg": pixel_cross_entropy(outputs["logits"], label).sum() / pixels}
+        total = parts["seg"]
+        if "aux" in outputs:
+            parts["aux"] = pixel_cross_entropy(outputs["aux"], label).sum() / pixels
+            total = total + self.aux_weight * parts["aux"]
+        if "presence" in outputs:
+            parts["sc"] = semantic_context_loss(outputs["presence"], label).sum() / pictures
+            total = total + self.sc_weight * parts["sc"]
+        return total, parts
