@@ -1,0 +1,225 @@
+"""The experiment file: one dataclass per section, every key with its meaning and unit.
+
+An experiment is one complete YAML file in `configs/`; `train.py key=value` changes single keys. Sizes are
+(height, width) in pixels, budgets are iterations, `batch_size` is the total over all processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from common.cli import UserError, did_you_mean
+from common.typed_config import load_config
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network and the weights that it starts from."""
+
+    name: str  # a key of models.MODELS
+    backbone: str | None  # null: the network's default, or none where it is of one piece
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is learnt from: list files under a root, labels read through the data set's table."""
+
+    dataset: str  # a name of common/labels.py, or "custom" (classes.yaml in the root)
+    root: str
+    train_list: str  # relative to root
+    val_list: str
+    mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1
+    std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A part of the training with its own sizes: small pictures first are cheap."""
+
+    share: float  # of all iterations; the shares of all stages add up to 1
+    scales: tuple[
+        float, float
+    ]  # each picture is resized by a factor drawn from this range, small ones as often as large
+    crop_size: tuple[int, int]  # smaller pictures are padded: with the mean colour, and with ignored pixels
+
+    def __post_init__(self) -> None:
+        _require(0 < self.share <= 1, "share", "in (0, 1]")
+        _require(0 < self.scales[0] <= self.scales[1], "scales", "[low, high], positive")
+        _require(min(self.crop_size) >= 16, "crop_size", "at least 16 pixels a side")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Training transforms, in the order in which they are applied."""
+
+    color_jitter: float  # brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]
+    flip_probability: float
+    stages: tuple[StageConfig, ...]
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.color_jitter < 1, "color_jitter", "in [0, 1)")
+        _require(0 <= self.flip_probability <= 1, "flip_probability", "in [0, 1]")
+        _require(
+            abs(sum(stage.share for stage in self.stages) - 1) < 1e-6, "stages", "such that the shares add up to 1"
+        )
+
+    def stage_at(self, step: int, iters: int) -> tuple[StageConfig, int]:
+        """The stage of update number `step` (from 0) of `iters`, and the first step after it."""
+        end = 0.0
+        for stage in self.stages[:-1]:
+            end += stage.share
+            if step < round(end * iters):
+                return stage, round(end * iters)
+        return self.stages[-1], iters
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss of one output's pixels; the network decides how its outputs' losses are put together."""
+
+    class_weights: tuple[float, ...] | None  # by train id; null: all alike
+    ohem_threshold: float | None  # null: all pixels; else those whose true class has less than this probability
+    ohem_min_kept_fraction: float  # of all pixels of the batch: at least so many are kept
+    dice_weight: float  # of the soft Dice loss that is added; 0: none
+    aux_weight: float  # of the auxiliary outputs
+
+    def __post_init__(self) -> None:
+        _require(self.class_weights is None or min(self.class_weights) >= 0, "class_weights", "0 or more")
+        _require(self.ohem_threshold is None or 0 < self.ohem_threshold < 1, "ohem_threshold", "in (0, 1), or null")
+        _require(0 < self.ohem_min_kept_fraction <= 1, "ohem_min_kept_fraction", "in (0, 1]")
+        _require(self.class_weights is None or self.ohem_threshold is None, "class_weights", "null with ohem_threshold")
+        _require(self.dice_weight >= 0, "dice_weight", "0 or more")
+        _require(self.aux_weight >= 0, "aux_weight", "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and what is done to gradients and weights around it."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    learning_rate: float
+    momentum: float  # of sgd; the others have betas 0.9 and 0.999
+    weight_decay: float  # sgd and adam add it to the gradient; adamw takes it off the weight (decoupled)
+    decay_norm_and_bias: bool
+    head_lr_factor: float  # the rate of all but the backbone over the backbone's; no effect without a backbone
+    clip_norm: float | None  # the gradient is shortened to this length; null: never
+    ema_decay: float | None  # what is evaluated is this running mean of the weights; null: the weights themselves
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "learning_rate", "positive")
+        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+        _require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        _require(self.head_lr_factor > 0, "head_lr_factor", "positive")
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or null")
+        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1), or null")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """How the rate rises to `optimizer.learning_rate` and falls."""
+
+    name: Literal["poly", "one_cycle", "step"]
+    warmup_iters: int
+    warmup_factor: float  # the first rate over the highest
+    power: float = 0.9  # of poly
+    step_iters: int = 1  # step: after every so many iterations...
+    step_factor: float = 0.1  # ...the rate is multiplied by this
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_iters >= 0, "warmup_iters", "0 or more")
+        _require(0 < self.warmup_factor <= 1, "warmup_factor", "in (0, 1]")
+        _require(self.step_iters >= 1, "step_iters", "at least 1")
+        _require(0 < self.step_factor <= 1, "step_factor", "in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, in which arithmetic, and how often it looks up."""
+
+    iters: int
+    batch_size: int
+    num_workers: int  # threads that prepare batches ahead; 0 prepares each when it is needed
+    amp: Literal["bf16", "fp16"] | None  # convolutions in this type (autocast); null: all in float32
+    channels_last: bool
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("iters", "batch_size", "eval_every", "checkpoint_every", "log_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1")
+        _require(self.num_workers >= 0, "num_workers", "0 or more")
+        _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2**31")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalProtocol:
+    """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
+
+    Each of `scales` resizes the picture; logits are enlarged to the label's size, class probabilities are averaged over
+    scales and flips; labels are never resized.
+    """
+
+    scales: tuple[float, ...]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
+
+    @property
+    def short_name(self) -> str:
+        """For file names: "ss", "ms_flip"."""
+        return f"{'ss' if self.scales == (1.0,) else 'ms'}{'_flip' if self.flip else ''}"
+
+    def __str__(self) -> str:
+        scales = "ss" if self.scales == (1.0,) else "ms " + "/".join(f"{s:g}" for s in self.scales)
+        return f"{scales}{', flip' if self.flip else ''}, whole image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    scope: Literal["full", "reduced", "smoke"]  # the paper's data and budget; less of either; the embedded data
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    eval: EvalProtocol
+
+    def __post_init__(self) -> None:
+        if self.schedule.warmup_iters >= self.train.iters:
+            raise UserError("schedule.warmup_iters must be less than train.iters")
+
+
+def read_config(name: str, overrides: list[str] | None = None) -> Config:
+    """Reads an experiment by path, or by the bare name of a file in `configs/`.
+
+    Raises:
+        UserError: No such file, or a mistake in it.
+    """
+    path = Path(name)
+    if not path.is_file() and path.parent == Path("."):
+        known = config_names()
+        if path.name.removesuffix(".yaml") not in known:
+            raise UserError(f"no config file '{name}' and none of that name in configs/: {did_you_mean(name, known)}")
+        path = CONFIG_DIR / f"{path.name.removesuffix('.yaml')}.yaml"
+    return load_config(Config, path, overrides)
+
+
+def config_names() -> list[str]:
+    """The names of the files in `configs/`."""
+    return sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+
+
+def _require(condition: bool, key: str, rule: str) -> None:
+    if not condition:
+        raise UserError(f"{key} must be {rule}")

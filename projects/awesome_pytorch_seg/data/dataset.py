@@ -1,0 +1,77 @@
+"""The data of an experiment: its root, its label set and its training batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from awesome_pytorch_seg.config import Config, DataConfig, StageConfig
+from awesome_pytorch_seg.data.transforms import augment, normalize
+from common.cli import UserError
+from common.labels import LabelSet, label_set, load_custom
+from common.list_dataset import ListDataset, find_root
+from common.train_stream import BatchLoader, TrainStream
+
+import numpy as np
+
+
+def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
+    """The config with `root` (or its own root) found on this machine.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    wanted = root or data.root
+    found = find_root(wanted)
+    if found is None:
+        raise UserError(
+            f"no data set in '{wanted}' (looked here and in the repository): put it there, or give its place as --data"
+        )
+    return dataclasses.replace(data, root=str(found))
+
+
+def labels_of(config: DataConfig) -> LabelSet:
+    """The label set of a config: by name, or classes.yaml in the root for "custom".
+
+    Raises:
+        UserError: Unknown name, missing or wrong classes.yaml.
+    """
+    if config.dataset == "custom":
+        return load_custom(Path(config.root) / "classes.yaml")
+    return label_set(config.dataset)
+
+
+def open_list(config: DataConfig, list_name: str) -> ListDataset:
+    """The data set of one list file of the config's root.
+
+    Raises:
+        UserError: See `labels_of` and `ListDataset`.
+    """
+    return ListDataset(labels_of(config), config.root, list_name)
+
+
+def train_stream(dataset: ListDataset, config: Config, stage: StageConfig) -> TrainStream:
+    """The stream of training samples as `stage` augments them, normalised."""
+    data = config.data
+    fill = tuple(round(255 * value) for value in data.mean)
+
+    def transform(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, label = augment(image, label, config.augment, stage, fill, rng)
+        return normalize(image, data.mean, data.std), label
+
+    return TrainStream(dataset, transform, config.train.seed)
+
+
+def train_batches(
+    dataset: ListDataset, config: Config, first_step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The batches of all steps from `first_step`, stage after stage.
+
+    Shapes: yields images float32 (B, 3, h, w), label int64 (B, h, w), pair indices int64 (B,).
+    """
+    train, step = config.train, first_step
+    while step < train.iters:
+        stage, end = config.augment.stage_at(step, train.iters)
+        yield from BatchLoader(train_stream(dataset, config, stage), train.batch_size, step, end, train.num_workers)
+        step = end
