@@ -1,0 +1,204 @@
+"""Checkpoints: one safetensors file that holds tensors and, as JSON in its header, everything else.
+
+Nothing in such a file can be executed. It is written to a temporary file, synced and renamed, so `last.safetensors` and
+`best.safetensors` are always whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError
+from common.files import atomic_write
+from common.pdparams import read_pdparams
+
+import numpy as np
+import paddle
+import safetensors
+import safetensors.numpy
+from paddle import nn
+
+FORMAT = "segrepro-semsegpaddle_glore-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint says besides tensors.
+
+    Attributes:
+        step: Updates done so far. With the seed it gives the position in the data stream, the learning rate, and the
+            generator's seed for the step's drop-out, so this is all the random state there is.
+        best_miou: Highest validation mIoU so far as a fraction; NaN before the first evaluation.
+        best_step: Its step.
+        config_text: The experiment as YAML; mean and std of the pictures are in it.
+        class_names: By train id.
+        scaler: State of the loss scaling; empty where there is none.
+    """
+
+    step: int
+    best_miou: float
+    best_step: int
+    config_text: str
+    class_names: tuple[str, ...]
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: str | os.PathLike,
+    model: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    state: TrainState,
+    resumable: bool = True,
+) -> None:
+    """Writes the model, the optimizer's moments (if `resumable`) and `state` to one file, whole or not at all.
+
+    Weights are float32: where the model holds a float16 copy (AMP O2), the optimizer's own float32 weight is written.
+    """
+    masters = optimizer.state_dict().get("master_weights", {})
+    tensors = {f"model.{name}": _float32(masters.get(value.name, value)) for name, value in model.state_dict().items()}
+    if resumable:
+        tensors |= {f"optimizer.{name}": value for name, value in _moments(model, optimizer).items()}
+    header = {FORMAT: json.dumps(dataclasses.asdict(state))}  # one entry: several are written in random order
+    with atomic_write(path, "wb") as stream:
+        stream.write(safetensors.numpy.save(tensors, metadata=header))
+
+
+def read_state(path: str | os.PathLike) -> TrainState:
+    """Reads what a checkpoint says besides tensors.
+
+    Raises:
+        UserError: The file is missing, damaged, or no checkpoint of this project.
+    """
+    with _open(path) as file:
+        header = file.metadata() or {}
+    if FORMAT not in header:
+        raise UserError(
+            f"{path}: not a checkpoint of semsegpaddle_glore (plain weights? give them as model.backbone_weights)"
+        )
+    values = json.loads(header[FORMAT])
+    return TrainState(**{**values, "class_names": tuple(values["class_names"])})
+
+
+def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str, ...]) -> TrainState:
+    """Fills the model from a checkpoint, strictly.
+
+    Raises:
+        UserError: Other classes, a missing, unknown or differently shaped tensor.
+    """
+    state = read_state(path)
+    require_classes(path, state.class_names, class_names)
+    _fill(model, read_tensors(path, "model."), path)
+    return state
+
+
+def require_classes(path: str | os.PathLike, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """Raises UserError unless a checkpoint's classes are those of the data, in the same order."""
+    if stored != wanted:
+        raise UserError(
+            f"{path}: made for {len(stored)} classes ({_few(stored)}), the data has {len(wanted)} ({_few(wanted)}): "
+            f"use weights and data of the same classes"
+        )
+
+
+def load_optimizer(path: str | os.PathLike, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
+    """Fills the optimizer's moments from a checkpoint, and its float32 weights where the model's are of less precision.
+
+    Raises:
+        UserError: The checkpoint was saved without, or for another network.
+    """
+    stored = read_tensors(path, "optimizer.")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    owners = {name.rpartition(".")[0] for name in stored}
+    if owners != set(parameters):
+        raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
+    state = {}
+    for name, value in stored.items():
+        owner, _, moment = name.rpartition(".")
+        state[f"{parameters[owner].name}_{moment}"] = paddle.to_tensor(value)
+    reduced = {name: parameter for name, parameter in parameters.items() if parameter.dtype != paddle.float32}
+    if reduced:
+        weights = read_tensors(path, "model.")
+        state["master_weights"] = {p.name: paddle.to_tensor(weights[name]) for name, p in reduced.items()}
+    optimizer.set_state_dict(state)
+
+
+def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
+    """Fills the backbone from a weight file (.safetensors or .pdparams), all of it or an error.
+
+    Keys may carry the prefix "backbone." (a whole classifier or network); other parts of the file are left out.
+
+    Raises:
+        UserError: The file cannot be read, or lacks a tensor of the backbone.
+    """
+    path = Path(path)
+    tensors = read_pdparams(path) if path.suffix == ".pdparams" else read_tensors(path)
+    tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
+    wanted = backbone.state_dict()
+    prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""
+    _fill(backbone, {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}, path)
+
+
+def read_tensors(path: str | os.PathLike, prefix: str = "") -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file whose names begin with `prefix`, under what follows it.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    with _open(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLike) -> None:
+    wanted = model.state_dict()
+    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or unknown:
+        raise UserError(
+            f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
+            f"{len(unknown)} are not known ({_few(unknown)})"
+        )
+    for name, value in tensors.items():
+        if tuple(wanted[name].shape) != value.shape:
+            raise UserError(f"{path}: '{name}' is {value.shape}, the network has {tuple(wanted[name].shape)}")
+        if value.dtype != np.float32:
+            raise UserError(f"{path}: '{name}' is {value.dtype}: convert the weights to float32")
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken")
+    model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
+
+
+def _moments(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
+    """The optimizer's moments as "<the network's own parameter name>.<moment>".
+
+    Paddle names parameters by a counter of the process ("conv2d_7.w_0"), which is not the same in the next process.
+    """
+    stored = optimizer.state_dict()
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        prefix = f"{parameter.name}_"
+        moments = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+        tensors |= {f"{name}.{moment}": _float32(value) for moment, value in moments.items()}
+    return tensors
+
+
+def _open(path: str | os.PathLike) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"no weight file {path}: check the path") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}): is it truncated, or of another kind?"
+        ) from None
+
+
+def _float32(tensor: paddle.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy(), np.float32)
+
+
+def _few(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

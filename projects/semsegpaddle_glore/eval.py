@@ -1,0 +1,182 @@
+"""Evaluates a checkpoint under one named protocol.
+
+    python eval.py --weights output/<run>/best.safetensors                      # the run's own data and protocol
+    python eval.py --weights W.safetensors --multi_scales eval.flip=true
+    python eval.py --weights W.safetensors --data data/cityscapes --split val --output DIR 'eval.window=[769, 769]'
+    python eval.py --use_gpu --multi_scales --cfg ./configs/pspnet_res101_cityscapes.yaml TEST.TEST_MODEL W.safetensors
+    python -m paddle.distributed.launch --nproc_per_node 2 eval.py --weights W.safetensors
+
+Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
+weights). Data and protocol are the run's own or those of --cfg; single keys can be changed behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from common.labels import IGNORE
+from common.list_dataset import ListDataset, Sample
+from common.metrics import ConfusionMatrix
+from common.run_log import Evaluation, RunLog, print_scores
+from common.typed_config import config_from_text
+from semsegpaddle_glore.checkpoint import read_state, require_classes
+from semsegpaddle_glore.config import (
+    Config,
+    DataConfig,
+    EvalProtocol,
+    multi_scales,
+    parse_overrides,
+    read_config,
+    take_options,
+)
+from semsegpaddle_glore.data.dataset import open_list
+from semsegpaddle_glore.data.roots import with_root
+from semsegpaddle_glore.data.transforms import normalize
+from semsegpaddle_glore.devices import join_processes, require_gpu
+from semsegpaddle_glore.inference import class_probabilities
+from semsegpaddle_glore.networks import load_network
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from tqdm import tqdm
+
+
+def evaluate(
+    model: paddle.nn.Layer,
+    dataset: ListDataset,
+    data: DataConfig,
+    protocol: EvalProtocol,
+    description: str = "evaluate",
+    read_ahead: bool = False,
+) -> Evaluation:
+    """Evaluates every picture once, shared among the processes of a distributed run; the model's mode is kept.
+
+    Labels are never resized. In a distributed run every process gets the result of the whole set. With `read_ahead`
+    the next picture is decoded while the network works on this one.
+    """
+    start = time.perf_counter()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    matrix = ConfusionMatrix(dataset.labels.num_classes)
+    loss_sum, valid_pixels = 0.0, 0
+    was_training = model.training
+    model.eval()
+    mine = range(rank, len(dataset), world_size)
+    bar = tqdm(total=len(mine), desc=description, unit="image", leave=False, disable=None if rank == 0 else True)
+    for sample in _samples(dataset, mine, read_ahead):
+        image = normalize(sample.image, data.mean, data.std)
+        probs = class_probabilities(model, image, sample.label.shape, protocol)
+        matrix.update(sample.label, probs.argmax(axis=0))
+        image_loss, image_pixels = cross_entropy_of_probabilities(probs, sample.label)
+        loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels
+        bar.update()
+    bar.close()
+    if was_training:
+        model.train()
+    if world_size > 1:
+        matrix.matrix = _sum_over_processes(matrix.matrix)
+        loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
+    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
+    return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
+
+
+def cross_entropy_of_probabilities(probs: np.ndarray, label: np.ndarray) -> tuple[float, int]:
+    """The sum of -log(probability of the true class) over valid pixels, and their count.
+
+    Shapes: probs float32 (num_classes, H, W), label uint8 (H, W).
+    """
+    rows, columns = np.nonzero(label != IGNORE)
+    true = probs[label[rows, columns], rows, columns]
+    return float(-np.log(np.maximum(true, 1e-12), dtype=np.float64).sum()), len(true)
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    options, words = take_options(args.overrides)
+    weights, output = args.weights or options.get("weights"), args.output or options.get("output")
+    if weights is None:
+        raise UserError("no weights to evaluate: give --weights FILE (or TEST.TEST_MODEL FILE)")
+    if args.use_gpu:
+        require_gpu()
+    join_processes()
+    state = read_state(weights)
+    config = _config_of(weights, args.config, words)
+    if args.multi_scales:
+        protocol = dataclasses.replace(config.eval, scales=multi_scales(config.data.dataset))
+        config = dataclasses.replace(config, eval=protocol)
+    data = with_root(config.data, args.data)
+    lists = {"train": data.train_list, "val": data.val_list}
+    dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
+    class_names = dataset.labels.class_names
+    require_classes(weights, state.class_names, class_names)
+    model = load_network(weights, config)
+    read_ahead = args.use_mpio or config.train.num_workers > 0
+    result = evaluate(model, dataset, data, config.eval, read_ahead=read_ahead)
+    if dist.get_rank() == 0:
+        print_scores(result, class_names, config.eval, args.split)
+        folder = Path(output or Path(weights).parent / f"eval_{args.split}_{config.eval.short_name}")
+        RunLog(folder).log_eval(state.step, args.split, str(config.eval), result, class_names)
+        print(f"written: {folder}/eval.csv, {folder}/per_class.csv")
+
+
+def _config_of(weights: str, config_name: str | None, words: list[str]) -> Config:
+    """The run's own experiment or that of --cfg, for the network of the weights and pictures as it was trained with."""
+    text, where = read_state(weights).config_text, f"config in {weights}"
+    stored = config_from_text(Config, text, where)
+    if config_name is None:
+        return config_from_text(Config, text, where, parse_overrides(words))
+    config = read_config(config_name, words)
+    trained, asked = (f"{c.model.name} with {c.model.backbone}" for c in (stored, config))
+    if trained != asked:
+        raise UserError(f"{weights} holds {trained}, --cfg {config_name} is for {asked}: give the config of its run")
+    data = dataclasses.replace(config.data, mean=stored.data.mean, std=stored.data.std)
+    return dataclasses.replace(stored, data=data, eval=config.eval)
+
+
+def _samples(dataset: ListDataset, indices: Sequence[int], read_ahead: bool) -> Iterator[Sample]:
+    if not read_ahead:
+        yield from map(dataset.load, indices)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(dataset.load, index) for index in indices[:1]]
+        for index in indices[1:]:
+            coming.append(pool.submit(dataset.load, index))
+            yield coming.pop(0).result()
+        yield from (future.result() for future in coming)
+
+
+def _sum_over_processes(values: np.ndarray) -> np.ndarray:
+    total = paddle.to_tensor(values)
+    dist.all_reduce(total)
+    return total.numpy()
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    parser.add_argument(
+        "--cfg", "--config", dest="config", metavar="FILE", help="data and protocol (default: the run's)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    parser.add_argument(
+        "--split", default="val", help="train, val, or the name of another list in the root (default: val)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
+    parser.add_argument("--multi_scales", action="store_true", help="average over 0.5 to 2.25 (1.75) in steps of 0.25")
+    parser.add_argument("--use_gpu", action="store_true", help="insist on a GPU")
+    parser.add_argument("--use_mpio", action="store_true", help="decode the next picture beside the network's work")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change single keys: eval.flip=true, or TEST.FLIP true"
+    )
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,197 @@
+"""Predicts pictures: class ids, ids in colour, and the colours over the picture.
+
+    python predict.py --weights output/<run>/best.safetensors --input street.jpg --output out
+    python predict.py --weights output/<run>/best_export/model.onnx --input folder more.png --output out
+    python predict.py --weights W.safetensors --input data/cityscapes/leftImg8bit/test --output out --format cityscapes
+
+For every picture, at the picture's own size:
+    <stem>_ids.png      train ids, 8-bit grey
+    <stem>_color.png    the same ids as a palette PNG: a viewer shows colours, a program reads ids
+    <stem>_overlay.jpg  the colours half transparent over the picture
+--format cityscapes writes <city>_<sequence>_<frame>_pred_labelIds.png instead, alone, as the evaluation server and
+cityscapesScripts take it: pictures must be 1024x2048 and named as in the data set.
+
+Folders are searched with their subfolders, which --output mirrors. Pictures are predicted as the run was evaluated: its
+windows, scales and flip. A checkpoint runs in Paddle, an exported model.onnx in ONNX Runtime on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from common.files import atomic_write
+from common.labels import label_set
+from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
+from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
+from semsegpaddle_glore.data.transforms import normalize
+from semsegpaddle_glore.devices import require_gpu
+from semsegpaddle_glore.inference import class_probabilities
+from semsegpaddle_glore.runtimes import ModelInfo, Network, OnnxNetwork, PaddleNetwork, read_checkpoint_info
+
+import numpy as np
+from tqdm import tqdm
+
+CITYSCAPES_SIZE = (1024, 2048)
+CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
+OVERLAY_OPACITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A picture to predict, and where its results go: file names begin with `target`."""
+
+    picture: Path
+    target: Path
+
+
+class Predictor:
+    """Pictures in, train ids out, as evaluation computes them.
+
+    Args:
+        network: The network in one of its runtimes.
+        info: What the weight file says about its input and protocol.
+    """
+
+    def __init__(self, network: Network, info: ModelInfo):
+        self.info = info
+        self._network = network
+        self._protocol = info.eval_protocol()
+
+    def ids(self, image: np.ndarray) -> np.ndarray:
+        """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W)."""
+        normalized = normalize(image, self.info.mean, self.info.std)
+        probs = class_probabilities(self._network, normalized, image.shape[:2], self._protocol)
+        return probs.argmax(axis=0).astype(np.uint8)
+
+
+def open_predictor(weights: str) -> Predictor:
+    """Loads a checkpoint (.safetensors) into Paddle or an exported .onnx into ONNX Runtime.
+
+    Raises:
+        UserError: Weights missing, damaged or of another kind.
+    """
+    if Path(weights).suffix == ".onnx":
+        network = OnnxNetwork(weights)
+        return Predictor(network, network.info)
+    info = read_checkpoint_info(weights)
+    return Predictor(PaddleNetwork(weights), info)
+
+
+def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
+    """The pictures of files and folders, in order, with places under `output` that mirror the folders.
+
+    Raises:
+        UserError: An input is missing or holds no picture, lies around `output`, or two pictures would share a place.
+    """
+    jobs: dict[Path, Job] = {}
+    for given in inputs:
+        if not given.exists():
+            raise UserError(f"--input {given}: there is no such file or folder")
+        if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
+            raise UserError(f"--output {output} lies in --input {given}: results would be taken for pictures next time")
+        pictures = _pictures_in(given) if given.is_dir() else [given]
+        if not pictures:
+            raise UserError(f"--input {given}: no pictures in it ({', '.join(IMAGE_SUFFIXES)})")
+        for picture in pictures:
+            folder = picture.parent.relative_to(given) if given.is_dir() else Path()
+            target = output / folder / name_of(picture)
+            if target in jobs:
+                first = jobs[target].picture
+                raise UserError(f"{first} and {picture} would both be written to {target}*: predict them apart")
+            jobs[target] = Job(picture, target)
+    return list(jobs.values())
+
+
+def write_ids(job: Job, image: np.ndarray, ids: np.ndarray, info: ModelInfo) -> None:
+    """Writes ids, palette PNG and overlay of one picture."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(info.palette)] = info.palette
+    mixed = image * (1 - OVERLAY_OPACITY) + palette[ids] * OVERLAY_OPACITY
+    results = {
+        "_ids.png": png_bytes(ids),
+        "_color.png": palette_png_bytes(ids, palette),
+        "_overlay.jpg": jpeg_bytes(np.rint(mixed).astype(np.uint8)),
+    }
+    for ending, content in results.items():
+        _write(job.target, ending, content)
+
+
+def write_cityscapes(job: Job, image: np.ndarray, ids: np.ndarray, info: ModelInfo) -> None:
+    """Writes the labelIds of one picture."""
+    _write(job.target, "_pred_labelIds.png", png_bytes(label_set("cityscapes").decode(ids)))
+
+
+def cityscapes_name(picture: Path) -> str:
+    """<city>_<sequence>_<frame> of a Cityscapes picture.
+
+    Raises:
+        UserError: Another name, by which the evaluation would not find the result.
+    """
+    match = CITYSCAPES_NAME.fullmatch(picture.stem)
+    if match is None:
+        raise UserError(f"{picture}: --format cityscapes needs names such as berlin_000000_000019_leftImg8bit.png")
+    return match[1]
+
+
+def require_cityscapes(jobs: list[Job], class_names: tuple[str, ...]) -> None:
+    """Raises UserError unless the classes are Cityscapes' and every picture has its size."""
+    if class_names != label_set("cityscapes").class_names:
+        raise UserError("--format cityscapes needs weights with the 19 classes of Cityscapes; these have others")
+    for job in jobs:
+        size = read_size(job.picture)
+        if size != CITYSCAPES_SIZE:
+            raise UserError(f"{job.picture}: is {size[0]}x{size[1]}, --format cityscapes needs 1024x2048 pixels")
+
+
+def predict(
+    predictor: Predictor, jobs: list[Job], write: Callable[[Job, np.ndarray, np.ndarray, ModelInfo], None]
+) -> None:
+    """Predicts picture by picture; stops at the first that cannot be read, leaving the results before it whole."""
+    for job in tqdm(jobs, desc="predict", unit="image", disable=None):
+        image = read_image(job.picture)
+        write(job, image, predictor.ids(image), predictor.info)
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    is_cityscapes = args.format == "cityscapes"
+    if args.use_gpu:
+        require_gpu()
+    jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else lambda picture: picture.stem)
+    predictor = open_predictor(args.weights)
+    if is_cityscapes:
+        require_cityscapes(jobs, predictor.info.class_names)
+    start = time.perf_counter()
+    predict(predictor, jobs, write_cityscapes if is_cityscapes else write_ids)
+    milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
+    print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per picture, files included)")
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _write(target: Path, ending: str, content: bytes) -> None:
+    with atomic_write(target.with_name(target.name + ending), "wb") as stream:
+        stream.write(content)
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint (.safetensors) or export (.onnx)")
+    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("--format", choices=["ids", "cityscapes"], default="ids", help="default: ids")
+    parser.add_argument("--use_gpu", action="store_true", help="insist on a GPU (a checkpoint's)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
