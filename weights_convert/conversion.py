@@ -1,0 +1,240 @@
+"""From a weight file to two filled networks and the proof that they compute the same: what both commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+
+from common.cli import UserError, did_you_mean
+from weights_convert.archs import Arch, Source
+from weights_convert.name_map import NameMap, Pairing, pair_tensors, read_name_map
+from weights_convert.networks import Network, TorchNetwork, randomise
+from weights_convert.onnx_witness import onnx_difference
+from weights_convert.pictures import real_picture
+from weights_convert.proof import Proof, ProofInput, print_table, proof_inputs, prove
+from weights_convert.weight_files import read_weights
+
+import numpy as np
+import torch
+
+SEED = 0
+TRAINING_PREFIX = "model."  # of the network's tensors in a checkpoint that a project's train.py wrote
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user may say besides files; None is the published network's own.
+
+    Attributes:
+        source: Whose names the PyTorch side has; None: recognised by the names, or the first.
+        picture: A photograph for the proof.
+        mean: Of RGB pictures scaled to 0..1.
+        std: Likewise.
+        onnx: Ask ONNX Runtime too.
+    """
+
+    source: str | None = None
+    picture: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    onnx: bool = False
+
+
+@dataclasses.dataclass
+class Conversion:
+    """Two networks, how their tensors correspond, and on what they are compared.
+
+    Attributes:
+        arch: What is converted.
+        source: Whose names the other side has.
+        num_classes: Of both.
+        name_map: The family's table.
+        source_network: Built, with random weights until filled.
+        target_network: The Paddle network, likewise.
+        pairing: The name map worked out on them.
+        mean: Of the pictures.
+        std: Likewise.
+        picture: What the real picture is.
+        inputs: Of the proof.
+        proof: Once it is given.
+        onnx: ONNX Runtime's difference, once measured.
+        started: Clock and processor time at the start, in seconds.
+    """
+
+    arch: Arch
+    source: Source
+    num_classes: int
+    name_map: NameMap
+    source_network: Network
+    target_network: Network
+    pairing: Pairing
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    picture: str
+    inputs: list[ProofInput]
+    proof: Proof | None = None
+    onnx: float | None = None
+    started: tuple[float, float] = (0.0, 0.0)
+
+    def prove_and_print(self, onnx: bool) -> None:
+        """Compares the two networks, keeps the proof and prints its table, also where it fails.
+
+        Raises:
+            UserError: They differ; the first stage and layer to depart are named.
+        """
+        networks = self.source_network, self.target_network
+        self.proof = prove(*networks, self.name_map, self.pairing, self.inputs)
+        print_table(self.proof)
+        self.proof.require(f"{self.arch.name} ({self.source.title})")
+        if onnx:
+            smallest = self.inputs[-1]
+            names = self.arch.name, self.source.name
+            self.onnx = onnx_difference(*names, self.num_classes, *networks, smallest.images)
+            print(f"third witness, ONNX Runtime ({smallest.name}): {self.onnx:.1e}")
+
+    def summary(self) -> str:
+        """One line: what was proven, how closely, how long it took, and the memory."""
+        third = "" if self.onnx is None else f", ONNX Runtime {self.onnx:.1e}"
+        seconds, processor_seconds = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+        return (
+            f"{self.arch.name:<21}{self.source.name:<13}proven: {len(self.pairing.pairs)} tensors, largest difference "
+            f"{self.proof.largest:.1e}{third}, {seconds:.1f} s ({processor_seconds:.1f} CPU s), {peak_memory()}"
+        )
+
+
+def start(arch: Arch, tensors: dict[str, np.ndarray] | None, paddle_side: bool, options: Options) -> Conversion:
+    """Builds both networks for the number of classes that the weights have.
+
+    Args:
+        arch: What is converted.
+        tensors: The weights that were read; None for random ones.
+        paddle_side: `tensors` are the Paddle network's.
+        options: See there.
+
+    Raises:
+        UserError: An unknown source, an unreadable picture, or a name map that does not fit.
+    """
+    started = time.perf_counter(), time.process_time()
+    photograph, title = real_picture(options.picture)
+    mean, std = options.mean or arch.mean, options.std or arch.std
+    source = _choose_source(arch, None if paddle_side else tensors, options.source)
+    name_map = read_name_map(source.name_map)
+    num_classes = arch.num_classes
+    if tensors is not None:
+        num_classes = _count_classes(name_map, tensors, paddle_side) or num_classes
+    source_network, target_network = source.build(num_classes), arch.build(num_classes)
+    return Conversion(
+        arch=arch,
+        source=source,
+        num_classes=num_classes,
+        name_map=name_map,
+        source_network=source_network,
+        target_network=target_network,
+        pairing=pair_tensors(name_map, source_network, target_network),
+        mean=mean,
+        std=std,
+        picture=title,
+        inputs=proof_inputs(photograph, name_map.odd_size, mean, std),
+        started=started,
+    )
+
+
+def fill_source(conversion: Conversion, tensors: dict[str, np.ndarray] | None, where: str) -> set[str]:
+    """Fills the source network from what was read, or randomly.
+
+    Returns:
+        The names of the tensors that there were.
+
+    Raises:
+        UserError: The other framework's file, or a tensor is missing, unknown, or of another shape or type.
+    """
+    network = conversion.source_network
+    if tensors is None:
+        randomise(network, SEED)
+        return set(network.shapes())
+    if where.endswith(".pdparams") and isinstance(network, TorchNetwork):
+        raise UserError(
+            f"{where}: a Paddle file, and {conversion.arch.name} is read from PyTorch: paddle2torch.py converts it; "
+            f"for paddleseg's STDC-Seg there are --arch stdc1_seg_paddleseg and stdc2_seg_paddleseg"
+        )
+    pairing, shapes = conversion.pairing, network.shapes()
+    optional = {*pairing.left_out, *pairing.copies}
+    check_tensors(tensors, {name: s for name, s in shapes.items() if name not in optional or name in tensors}, where)
+    for second, first in pairing.copies.items():
+        if second in tensors and not np.array_equal(tensors[second], tensors[first]):
+            raise UserError(f"{where}: '{second}' is a second name of '{first}' and holds other values")
+    network.load(tensors)
+    return set(tensors)
+
+
+def check_tensors(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raises UserError unless the tensors are exactly those wanted, in float32 and finite."""
+    missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
+    if missing or extra:
+        raise UserError(
+            f"{where}: does not fit the network: {len(missing)} of {len(shapes)} tensors are missing "
+            f"({_few(missing)}), {len(extra)} are not known ({_few(extra)})"
+        )
+    for name, shape in shapes.items():
+        value = tensors[name]
+        if value.shape != shape:
+            raise UserError(f"{where}: '{name}' is {value.shape}, the network has {shape}")
+        if name.endswith("num_batches_tracked"):
+            continue
+        if value.dtype != np.float32:
+            raise UserError(f"{where}: '{name}' is {value.dtype}: convert the weights to float32 first")
+        if not np.isfinite(value).all():
+            raise UserError(f"{where}: '{name}' holds values that are not finite: the weights are broken")
+
+
+def read_paddle_weights(path: Path) -> dict[str, np.ndarray]:
+    """Reads a Paddle network's weights: a plain state dict, or the network out of a checkpoint of a project's train.py.
+
+    Raises:
+        UserError: See `read_weights`.
+    """
+    tensors = read_weights(path)
+    trained = {name.removeprefix(TRAINING_PREFIX): v for name, v in tensors.items() if name.startswith(TRAINING_PREFIX)}
+    return trained or tensors
+
+
+def peak_memory() -> str:
+    """The largest resident size of this process so far; a child does not inherit it from its parent."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return "memory not measured"
+    kilobytes = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    return f"peak {kilobytes // 1024} MiB"
+
+
+def _choose_source(arch: Arch, tensors: dict[str, np.ndarray] | None, name: str | None) -> Source:
+    names = [source.name for source in arch.sources]
+    if name is not None and name not in names:
+        raise UserError(f"--source '{name}' is none of {arch.name}'s: {did_you_mean(name, names)}")
+    if name is not None:
+        return arch.sources[names.index(name)]
+    if tensors is None or len(names) == 1:
+        return arch.sources[0]
+
+    def strangers(source: Source) -> int:
+        with torch.device("meta"):  # names only, no memory
+            return len(set(source.build(arch.num_classes).shapes()) ^ set(tensors))
+
+    return min(arch.sources, key=strangers)
+
+
+def _count_classes(name_map: NameMap, tensors: dict[str, np.ndarray], paddle_side: bool) -> int | None:
+    """Rows of the classifier's weight; None where there is none, which the check of names reports."""
+    layer = name_map.rename_layer(name_map.classifier) if paddle_side else name_map.classifier
+    weight = tensors.get(f"{layer}.weight")
+    if weight is None or weight.ndim not in (2, 4):
+        return None
+    is_paddle_linear = paddle_side and weight.ndim == 2
+    return weight.shape[1] if is_paddle_linear else weight.shape[0]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

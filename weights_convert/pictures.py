@@ -1,0 +1,44 @@
+"""The real picture of the proof."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from common.picture_files import IMAGE_SUFFIXES, read_image
+from common.toy_dataset import write_toy_dataset
+
+import cv2
+import numpy as np
+
+PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "camvid" / "val"
+
+
+def real_picture(path: Path | None) -> tuple[np.ndarray, str]:
+    """Returns a picture, uint8 (H, W, 3) RGB, and what it is.
+
+    The one in `path`; else a photograph of CamVid, where data/camvid is there; else one drawn by common.toy_dataset.
+
+    Raises:
+        UserError: `path` cannot be read.
+    """
+    if path is not None:
+        return read_image(path), f"photograph {path.name}, given"
+    if PHOTOGRAPHS.is_dir():
+        path = min(p for p in PHOTOGRAPHS.iterdir() if p.suffix in IMAGE_SUFFIXES)
+        return read_image(path), f"photograph {path.name} of CamVid"
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_toy_dataset("custom", Path(folder) / "toy", num_train=1, num_val=1, size=(256, 384))
+        return read_image(
+            min((root / "images" / "val").iterdir())
+        ), "drawn by common.toy_dataset (no photograph in data/camvid)"
+
+
+def normalised(
+    picture: np.ndarray, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> np.ndarray:
+    """Returns the picture at `size` as a network's input: float32 (1, 3, H, W)."""
+    height, width = size
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    values = (resized.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None])  # (H, W, 3) -> (1, 3, H, W)

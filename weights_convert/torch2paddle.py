@@ -1,0 +1,174 @@
+"""Turns PyTorch weights into Paddle weights, and leaves a file only if both networks compute the same.
+
+    python weights_convert/torch2paddle.py                                       # lists what can be converted
+    python weights_convert/torch2paddle.py --arch resnet50 --weights resnet50.pth --out resnet50.pdparams
+    python weights_convert/torch2paddle.py --arch resnet50 --weights random      # proof alone, nothing is written
+    python weights_convert/torch2paddle.py --arch resnet50 --weights resnet50.pth --check ported_elsewhere.pdparams
+    python weights_convert/torch2paddle.py --all --weights random [--onnx]       # the proof of everything in the list
+
+Reads .pth .pt .tar .safetensors .npz (and .pdparams of paddleseg), never executing anything in them. Writes .pdparams
+or .safetensors, or both if --out has no suffix; beside it a card (.card.yaml), and in .left_out.safetensors what Paddle
+has no place for and paddle2torch.py puts back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from weights_convert.archs import Arch, all_archs, find_arch
+from weights_convert.conversion import (
+    Conversion,
+    Options,
+    check_tensors,
+    fill_source,
+    read_paddle_weights,
+    start,
+)
+from weights_convert.output import paddle_paths, write_proven
+from weights_convert.weight_files import read_weights
+
+import numpy as np
+
+RANDOM = "random"
+
+
+def convert(
+    arch: Arch, weights: Path | None, out: Path | None, options: Options, licence: str | None = None
+) -> tuple[Conversion, list[Path]]:
+    """Converts a weight file, or random weights, and proves it.
+
+    Args:
+        arch: What the file holds.
+        weights: The file; None for random weights.
+        out: Where to; None for the proof alone.
+        options: See there.
+        licence: Of the weights, for the card.
+
+    Returns:
+        The conversion with its proof, and the files written.
+
+    Raises:
+        UserError: The file cannot be used, or the networks differ; then nothing is written.
+    """
+    paths = paddle_paths(out) if out else []
+    tensors = read_weights(weights) if weights else None
+    conversion = start(arch, tensors, paddle_side=False, options=options)
+    present = fill_source(conversion, tensors, str(weights))
+    del tensors  # the source network holds them
+    stored = conversion.source_network.tensors()
+    converted = conversion.pairing.to_paddle(stored)
+    conversion.target_network.load(converted)
+    conversion.prove_and_print(options.onnx)
+    if not paths:
+        return conversion, []
+    left_out = conversion.pairing.remainder({name: stored[name] for name in stored if name in present})
+    return conversion, write_proven(conversion, paths, converted, left_out, weights, licence)
+
+
+def check(arch: Arch, weights: Path, paddle_file: Path, options: Options) -> Conversion:
+    """Proves that a Paddle file, wherever it comes from, is these PyTorch weights.
+
+    Raises:
+        UserError: A file cannot be used, or the networks differ; the first tensor that does is named.
+    """
+    tensors = read_weights(weights)
+    conversion = start(arch, tensors, paddle_side=False, options=options)
+    fill_source(conversion, tensors, str(weights))
+    ported = read_paddle_weights(paddle_file)
+    check_tensors(ported, conversion.target_network.shapes(), str(paddle_file))
+    conversion.target_network.load(ported)
+    try:
+        conversion.prove_and_print(options.onnx)
+    except UserError as error:
+        expected = conversion.pairing.to_paddle(conversion.source_network.tensors())
+        wrong = [
+            pair for pair in conversion.pairing.pairs if not np.array_equal(ported[pair.target], expected[pair.target])
+        ]
+        first = f"'{wrong[0].target}' is not '{wrong[0].source}'" if wrong else "yet every tensor is the right one"
+        raise UserError(f"{paddle_file}: {error}; {len(wrong)} tensors differ: {first}") from None
+    return conversion
+
+
+def print_list() -> None:
+    """Prints a line for each architecture and source."""
+    print(f"{'--arch':<22}{'--source':<13}{'from':<38}to")
+    for arch in all_archs():
+        for source in arch.sources:
+            print(f"{arch.name:<22}{source.name:<13}{source.title:<38}{arch.target}")
+
+
+def prove_all(onnx: bool, picture: Path | None) -> int:
+    """Proves every architecture and source with random weights, each in a process of its own.
+
+    Returns:
+        The exit status: 1 if any failed.
+    """
+    failed, total = 0, 0
+    for arch in all_archs():
+        for source in arch.sources:
+            command = [sys.executable, "-P", "-m", "weights_convert.torch2paddle", "--arch", arch.name]
+            command += ["--source", source.name, "--weights", RANDOM, *(["--onnx"] if onnx else [])]
+            command += ["--picture", str(picture)] if picture else []
+            result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            lines = (result.stderr if result.returncode else result.stdout).strip().splitlines()
+            last = lines[-1] if lines else f"ended with status {result.returncode}"
+            print(last if result.returncode == 0 else f"{arch.name:<21}{source.name:<13}FAILED: {last}", flush=True)
+            failed, total = failed + (result.returncode != 0), total + 1
+    print(f"{total - failed} of {total} proven")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """The command."""
+    args = _parse_args()
+    if args.arch is None and not args.all:
+        print_list()
+        return 0
+    if args.all:
+        if args.weights != RANDOM or args.arch or args.out or args.check:
+            raise UserError("--all proves everything with random weights: --all --weights random, and nothing to write")
+        return prove_all(args.onnx, args.picture)
+    if args.weights is None:
+        raise UserError(f"--arch {args.arch} needs --weights FILE, or --weights random")
+    arch = find_arch(args.arch)
+    options = Options(args.source, args.picture, _triple(args.mean), _triple(args.std), args.onnx)
+    weights = None if args.weights == RANDOM else Path(args.weights)
+    if args.check:
+        if weights is None or args.out:
+            raise UserError("--check compares two files: give --weights FILE, and no --out")
+        print(check(arch, weights, args.check, options).summary())
+        return 0
+    conversion, written = convert(arch, weights, args.out, options, args.licence)
+    if written:
+        print("written: " + ", ".join(str(path) for path in written))
+    print(conversion.summary())
+    return 0
+
+
+def _triple(values: list[float] | None) -> tuple[float, ...] | None:
+    return tuple(values) if values else None
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", metavar="NAME", help="what the weights are of; without it: the list")
+    parser.add_argument("--weights", metavar="FILE", help="PyTorch weights, or the word random")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".pdparams, .safetensors, or a name for both")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="a Paddle file to prove, instead of writing one")
+    parser.add_argument("--all", action="store_true", help="prove everything in the list")
+    parser.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
+    parser.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="the proof's real picture (default: data/camvid)")
+    for name in ("mean", "std"):
+        text = f"{name} of the weights' pictures, scaled to 0..1 (default: the published weights')"
+        parser.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
+    parser.add_argument("--licence", metavar="TEXT", help="of the weights, for the card")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,129 @@
+"""Weight files of both frameworks as dictionaries of NumPy arrays; nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Any
+
+from common.cli import UserError
+from common.pdparams import read_pdparams
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+
+TORCH_SUFFIXES = (".pth", ".pt", ".tar")
+READ_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz", ".pdparams")
+WRAPPERS = ("state_dict", "model")
+PDPARAMS_PROTOCOL = 4  # what paddle.save writes
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a state dict: .pth, .pt, .tar, .safetensors, .npz or .pdparams.
+
+    Takes the state dict out of a checkpoint that holds it as "state_dict" or "model", and the prefixes "module." and
+    "_orig_mod." (of data-parallel and compiled models) off its names.
+
+    Raises:
+        UserError: The file is missing, damaged, of another kind, holds something else, or asks for code (refused).
+    """
+    path = Path(path)
+    if path.suffix not in READ_SUFFIXES:
+        raise UserError(
+            f"{path}: '{path.suffix}' is no kind of weight file that is read here: {', '.join(READ_SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise UserError(f"no weight file {path}: check the path")
+    if path.suffix in TORCH_SUFFIXES:
+        tensors = _read_torch(path)
+    elif path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix == ".npz":
+        tensors = _read_npz(path)
+    else:
+        tensors = read_pdparams(path)
+    return _without_prefixes(tensors, path)
+
+
+def write_weights(stream: IO[bytes], suffix: str, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a state dict in the format of a suffix: .pdparams, .safetensors, .pth or .pt."""
+    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    if suffix == ".safetensors":
+        stream.write(safetensors.numpy.save(tensors))
+    elif suffix == ".pdparams":
+        pickler = pickle.Pickler(stream, PDPARAMS_PROTOCOL)
+        pickler.fast = True  # without a memo, which would keep every array's bytes until the end
+        pickler.dump(tensors)
+    else:
+        torch.save(OrderedDict((name, torch.from_numpy(value)) for name, value in tensors.items()), stream)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for '{asked[1]}', which no tensor needs" if asked else str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: refused, nothing in it was run: {reason}; ask its author for safetensors or a plain state dict"
+        ) from None
+    except Exception as error:  # a damaged file can raise anything, from EOFError to RuntimeError
+        reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        raise UserError(f"{path}: not a whole PyTorch file ({type(error).__name__}: {reason})") from None
+    tensors = {}
+    for name, value in _unwrapped(content, path).items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: '{name}' is a {type(value).__name__}, not a tensor: give the state dict alone")
+        if value.layout != torch.strided or value.is_quantized:
+            raise UserError(f"{path}: '{name}' is sparse or quantised: convert it to a plain float32 tensor first")
+        if value.dtype == torch.bfloat16:
+            raise UserError(f"{path}: '{name}' is bfloat16: convert the weights to float32 first")
+        tensors[str(name)] = value.detach().numpy()
+    return tensors
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Any]:
+    for _ in WRAPPERS:
+        inner = next((content[key] for key in WRAPPERS if isinstance(content, dict) and key in content), None)
+        content = content if inner is None else inner
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict or a checkpoint with one")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except TypeError as error:  # NumPy has no bfloat16
+        raise UserError(f"{path}: holds a type of number that is not read ({error}): convert it to float32") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except ValueError as error:
+        raise UserError(f"{path}: refused, nothing in it was run: {error}") from None
+    except (zipfile.BadZipFile, OSError, EOFError, AttributeError) as error:
+        raise UserError(f"{path}: not a whole .npz file ({type(error).__name__}: {error})") from None
+
+
+def _without_prefixes(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    plain = {}
+    for name, value in tensors.items():
+        short = name.replace("_orig_mod.", "")
+        while short.startswith("module."):
+            short = short.removeprefix("module.")
+        if short in plain:
+            raise UserError(f"{path}: '{name}' and another tensor are both called '{short}': keep one of them")
+        plain[short] = value
+    return plain
