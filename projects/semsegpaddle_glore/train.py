@@ -51,13 +51,19 @@ class Trainer:
     """One run: network, data, updates, and the files that it leaves."""
 
     def __init__(self, plan: RunPlan):
-        config = plan.config
+        config, train = plan.config, plan.config.train
+        pieces = train.accumulate * dist.get_world_size()
+        if train.batch_size % pieces:
+            raise UserError(
+                f"train.batch_size {train.batch_size} cannot be cut into {train.accumulate} micro-batches in each of "
+                f"{dist.get_world_size()} processes: make it a multiple of {pieces}"
+            )
         self.plan, self.config = plan, config
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)
         self.labels = self.train_set.labels
-        paddle.seed(config.train.seed)
+        paddle.seed(train.seed)
         model = build_network(config, self.labels.class_names, plan.checkpoint)
         if config.model.backbone_weights and plan.checkpoint is None:
             load_backbone(config.model.backbone_weights, model.backbone)
@@ -67,12 +73,6 @@ class Trainer:
         if plan.checkpoint is not None:
             state = load_model(plan.checkpoint, model, self.labels.class_names)
             self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
-        train = config.train
-        if train.batch_size % (train.accumulate * dist.get_world_size()):
-            raise UserError(
-                f"train.batch_size {train.batch_size} cannot be cut into {train.accumulate} micro-batches in each of "
-                f"{dist.get_world_size()} processes: make it a multiple of {train.accumulate * dist.get_world_size()}"
-            )
         optimizer = build_optimizer(model, config.optimizer)
         self.updater = Updater(model, SegmentationLoss(config.loss), optimizer, train.seed, train.accumulate, train.amp)
         self.model = self.updater.model
@@ -139,14 +139,13 @@ class Trainer:
             print_scores(result, self.labels.class_names, self.config.eval, "val")
 
     def _save(self, name: str, resumable: bool = True) -> None:
-        scaler = self.updater.scaler.state_dict()
         state = TrainState(
             step=self.step,
             best_miou=self.best_miou,
             best_step=self.best_step,
             config_text=config_to_text(self.config),
             class_names=self.labels.class_names,
-            scaler={key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in scaler.items()},
+            scaler=self.updater.scaler_state(),
         )
         save_checkpoint(self.plan.folder / name, self.model, self.updater.optimizer, state, resumable)
 

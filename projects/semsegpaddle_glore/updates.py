@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from semsegpaddle_glore.devices import on_gpu
 from semsegpaddle_glore.losses import Normalisers, SegmentationLoss, count
@@ -79,6 +80,11 @@ class Updater:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad()
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaling's state in plain numbers and lists; empty without AMP."""
+        state = self.scaler.state_dict()
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in state.items()}
 
     def precision(self) -> contextlib.AbstractContextManager:
         """The context in which the network computes."""

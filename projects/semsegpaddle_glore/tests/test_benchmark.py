@@ -1,0 +1,175 @@
+"""The benchmark's worker protocol, order of turns and tables; no speed is asserted."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+from common.cli import UserError
+from semsegpaddle_glore import benchmark
+from semsegpaddle_glore.benchmark import Setting, Task, Worker
+
+import numpy as np
+import pytest
+
+TASK = Task("train", 4, 128, 256)
+OURS, THEIRS = Setting("ours", 2), Setting("paddleseg", 2)
+
+
+class FakeWorker:
+    """Answers with the seconds it is given and notes whose turn it was."""
+
+    def __init__(self, setting, seconds, log):
+        self.setting, self.seconds, self.log = setting, iter(seconds), log
+
+    def run(self, task):
+        self.log.append((task, self.setting.network))
+        return next(self.seconds)
+
+
+def test_steps_take_turns_and_warm_up_is_dropped():
+    log = []
+    workers = [FakeWorker(OURS, [9, 9, 1, 2, 3], log), FakeWorker(THEIRS, [8, 8, 4, 5, 6], log)]
+    timings = benchmark.measure(workers, [TASK], repeats=3, pause_s=0)
+    assert timings == {(TASK, OURS): [1, 2, 3], (TASK, THEIRS): [4, 5, 6]}
+    forth = [(TASK, "ours"), (TASK, "paddleseg")]
+    assert log == forth + forth[::-1] + forth + forth[::-1] + forth
+
+
+def test_rows_hold_medians_spread_and_speedup():
+    timings = {(TASK, OURS): [0.5, 0.4, 0.8], (TASK, THEIRS): [1.0, 1.2, 0.9]}
+    ours, theirs = benchmark.timing_rows(timings)
+    assert ours == {
+        "task": "train",
+        "batch": 4,
+        "height_px": 128,
+        "width_px": 256,
+        "network": "ours",
+        "threads": 2,
+        "median_ms": 500.0,
+        "min_ms": 400.0,
+        "max_ms": 800.0,
+        "images_per_s": 8.0,
+        "repeats": 3,
+    }
+    assert (theirs["network"], theirs["median_ms"], theirs["images_per_s"]) == ("paddleseg", 1000.0, 4.0)
+    (row,) = benchmark.speedup_rows(timings)
+    # Medians 1.0 / 0.5; turns 1.0 / 0.5 = 2, 1.2 / 0.4 = 3, 0.9 / 0.8 = 1.125.
+    assert (row["peer"], row["speedup"], row["speedup_min"], row["speedup_max"]) == ("paddleseg", 2.0, 1.125, 3.0)
+    text = benchmark.table(timings)
+    assert "500.0 ms (400.0..800.0)  8.00 images/s" in text
+    assert "paddleseg, 2 threads      2.00x (1.12..3.00)" in text
+
+
+def test_each_peer_is_compared_at_its_own_number_of_threads():
+    one = [Setting(name, 1) for name in ("ours", "paddleseg")]
+    timings = {(TASK, OURS): [1.0], (TASK, THEIRS): [3.0], (TASK, one[0]): [2.0], (TASK, one[1]): [4.0]}
+    rows = benchmark.speedup_rows(timings)
+    assert [(row["threads"], row["speedup"]) for row in rows] == [(2, 3.0), (1, 2.0)]
+
+
+def test_batch_has_blocks_of_labels_and_some_ignored():
+    images, label = benchmark.make_batch(Task("train", 2, 100, 200))
+    assert (images.shape, images.dtype) == ((2, 3, 100, 200), "float32")
+    assert (label.shape, label.dtype) == ((2, 100, 200), "int64")
+    assert (label[:, :16, :16] == label[:, :1, :1]).all()
+    assert set(np.unique(label)) <= {*range(19), 255}
+    assert 0 < (label == 255).mean() < 0.2
+
+
+ANSWER_HEIGHT = """
+import os
+
+def serve(setting, pipe):
+    "A worker that times nothing: fails at 1, dies at 2, answers its threads at 3, else the height."
+    while True:
+        task = pipe.recv()
+        if task.height == 2:
+            os._exit(7)
+        if task.height == 3:
+            pipe.send(float(os.environ["OMP_NUM_THREADS"]))
+        else:
+            pipe.send("ValueError: too low" if task.height == 1 else float(task.height))
+"""
+
+
+class TestWorker:
+    @pytest.fixture
+    def worker(self, monkeypatch, tmp_path):
+        (tmp_path / "glore_answer_height.py").write_text(ANSWER_HEIGHT)  # a fresh interpreter finds it by its name
+        monkeypatch.syspath_prepend(str(tmp_path))
+        import glore_answer_height
+
+        with Worker(OURS, glore_answer_height.serve) as worker:
+            yield worker
+
+    def test_answers_task_by_task_under_its_setting(self, worker):
+        before = os.environ.get("OMP_NUM_THREADS")
+        assert [worker.run(TASK._replace(height=height)) for height in (128, 96, 3)] == [128.0, 96.0, 2.0]
+        assert os.environ.get("OMP_NUM_THREADS") == before
+
+    def test_failure_in_the_process_is_one_line(self, worker):
+        with pytest.raises(UserError, match=r"ours, 2 threads: 'train 4x3x1x256' failed: ValueError: too low"):
+            worker.run(TASK._replace(height=1))
+        assert worker.run(TASK) == 128.0
+
+    def test_death_of_the_process_is_one_line(self, worker):
+        with pytest.raises(UserError, match=r"the process died in 'train 4x3x2x256' \(exit 7\)"):
+            worker.run(TASK._replace(height=2))
+
+
+@pytest.mark.parametrize("network", ["ours", "paddleseg", "paddleseg_512"])
+def test_real_worker_times_a_step(network):
+    with Worker(Setting(network, 1), benchmark.serve) as worker:
+        assert worker.run(Task("train", 2, 65, 97)) > 0
+
+
+def test_both_are_of_the_size_that_the_tables_say():
+    def trainable(network):
+        return sum(p.size for p in benchmark._build(network).parameters() if not p.stop_gradient)
+
+    # paddleseg's: model_facts.csv; ours: the docstring of PSPHead.
+    assert [trainable(network) for network in ("ours", "paddleseg")] == [48_956_262, 67_863_942]
+
+
+@pytest.mark.slow
+def test_evaluating_a_large_picture_stays_under_4_gib():
+    task = Task("memory", 1, *benchmark.MEMORY_SIZE)
+    assert task.height == 1024 and benchmark.MEMORY_PROTOCOL.window == (769, 769)
+    with Worker(Setting("ours", 1), benchmark.serve_memory) as worker:
+        assert 0.5 < worker.run(task) < 4
+
+
+@pytest.mark.slow
+def test_command_writes_tables_and_environment(tmp_path):
+    """The real thing, small: every network trains and infers with one thread."""
+    words = ["--sizes", "65x97", "--repeats", "1", "--threads", "1", "--output", tmp_path / "out"]
+    code = (
+        "import sys; from semsegpaddle_glore import benchmark; benchmark.INFERENCE_SIZE = (96, 192);"
+        "benchmark.PAUSE_S = 0; benchmark.MEMORY_SIZE = (128, 256); benchmark.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300, check=True
+    )
+    rows = list(csv.DictReader((tmp_path / "out" / "timings.csv").open()))
+    assert [(row["task"], row["network"], row["threads"]) for row in rows] == [
+        (task, network, "1") for task in ("train", "infer") for network in benchmark.NETWORKS
+    ]
+    assert all(float(row["min_ms"]) == float(row["median_ms"]) == float(row["max_ms"]) > 1 for row in rows)
+    speedups = list(csv.DictReader((tmp_path / "out" / "speedups.csv").open()))
+    assert [row["peer"] for row in speedups] == ["paddleseg", "paddleseg_512"] * 2
+    (memory,) = csv.DictReader((tmp_path / "out" / "memory.csv").open())
+    assert 0.2 < float(memory["peak_rss_gib"]) < 4
+    record = json.loads((tmp_path / "out" / "env.json").read_text())
+    assert (record["threads"], record["repeats"], record["warmup_steps"]) == (1, 1, 2)
+    assert record["packages"]["paddleseg"] == "2.8.0"
+    assert "peak memory of evaluating 128x256" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--sizes", "64x128"], ["--sizes", "128"], ["--repeats", "0"]])
+def test_wrong_arguments_are_refused(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert words[1] in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""Two processes on one CPU through paddle.distributed.launch (gloo)."""
+
+import subprocess
+import sys
+import time
+
+from common.run_log import read_run
+
+import numpy as np
+import pytest
+from glore_no_batch_norm import updated
+from glore_runs import ENV, PROJECT, command, numbers, run_folder, train_words, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"), count=9)  # 3 in val: the shares of two processes differ
+
+
+def launch(log_dir, script, *words, timeout=180):
+    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(log_dir)]
+    return subprocess.run(
+        [sys.executable, *launcher, script, *map(str, words)],
+        cwd=PROJECT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def pair(data, tmp_path_factory):
+    """A run of two processes with 2 pictures each, by the original's command."""
+    output = tmp_path_factory.mktemp("pair")
+    words = train_words(data, output, 4, "train.eval_every=2", "TRAIN_BATCH_SIZE", 4)
+    process = launch(output / "log", "train.py", "--use_mpio", *words)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    return run_folder(output)
+
+
+SCORES = ("miou_percent", "pixel_accuracy_percent", "mean_accuracy_percent", "kappa_percent", "loss", "images")
+
+
+def scores(folder):
+    row = numbers(folder)["eval.csv"][-1]
+    return {name: row[name] for name in SCORES}
+
+
+def test_two_processes_train_evaluate_and_save_once(pair):
+    run = read_run(pair)
+    assert run.env["processes"] == 2
+    assert [row["step"] for row in run.train] == [str(step) for step in range(1, 5)]
+    assert [(row["step"], row["images"]) for row in run.eval] == [("2", "3"), ("4", "3")]
+
+
+def test_one_process_and_two_evaluate_to_the_same_counts(pair, data, tmp_path):
+    """Three pictures over two processes: no picture is counted twice, the sums are those of one process."""
+    words = ["--weights", pair / "last.safetensors", "--data", data, "--output"]
+    one = command("eval.py", *words, tmp_path / "one")
+    assert one.returncode == 0, one.stderr[-2000:]
+    two = launch(tmp_path / "log", "eval.py", *words, tmp_path / "two")
+    assert two.returncode == 0, two.stdout[-2000:] + two.stderr[-2000:]
+    assert scores(tmp_path / "one") == scores(tmp_path / "two") == scores(pair)
+    assert numbers(tmp_path / "one")["per_class.csv"] == numbers(tmp_path / "two")["per_class.csv"]
+
+
+def test_two_processes_with_micro_batches_update_like_one_process(tmp_path):
+    """Also where ignored pixels lie unevenly: gradients are sums over the whole batch's valid pixels."""
+    process = launch(tmp_path / "log", PROJECT / "tests" / "glore_no_batch_norm.py", tmp_path / "weights.npz", 2)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    _, expected = updated(accumulate=1)
+    with np.load(tmp_path / "weights.npz") as weights:
+        assert set(weights) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(weights[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_dying_process_ends_the_run_with_a_message(data, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, sys\n"
+        "from common.cli import UserError, run_command\n"
+        "from semsegpaddle_glore import train\n"
+        "if os.environ['PADDLE_TRAINER_ID'] == '1':\n"
+        "    def look_at(self, label):\n"
+        "        raise UserError('rank 1 was told to die')\n"
+        "    train.ValidPixels.look_at = look_at\n"
+        "run_command(train.main)\n"
+    )
+    start = time.monotonic()
+    process = launch(tmp_path / "log", script, *train_words(data, tmp_path, 50), "train.batch_size=4")
+    assert process.returncode != 0
+    assert time.monotonic() - start < 60
+    logs = "".join(path.read_text() for path in (tmp_path / "log").glob("workerlog.*"))
+    assert "error: rank 1 was told to die" in logs
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
+    words = train_words(data, tmp_path, 4, "train.batch_size=6", "--accumulate", 2)
+    process = launch(tmp_path / "log", "train.py", *words)
+    assert process.returncode != 0
+    logs = "".join(path.read_text() for path in (tmp_path / "log").glob("workerlog.*"))
+    assert (
+        "train.batch_size 6 cannot be cut into 2 micro-batches in each of 2 processes: make it a multiple of 4" in logs
+    )
+    assert '  File "' not in logs  # no traceback of Python's; Paddle writes one of its own when it is told to stop

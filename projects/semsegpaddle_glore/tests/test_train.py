@@ -1,0 +1,380 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from common.cli import UserError
+from common.run_log import read_run
+from semsegpaddle_glore import train as training
+from semsegpaddle_glore.checkpoint import read_state
+from semsegpaddle_glore.eval import main as eval_main
+from semsegpaddle_glore.runs import plan_run
+from semsegpaddle_glore.train import main, parse_args
+
+import numpy as np
+import pytest
+from glore_runs import (
+    CLASSES,
+    ENV,
+    PROJECT,
+    command,
+    error_line,
+    numbers,
+    run_folder,
+    train,
+    train_here,
+    train_words,
+    write_data,
+)
+
+EVERY = ("train.eval_every=6", "train.checkpoint_every=4")
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def reference(data, tmp_path_factory):
+    """An undisturbed run by the command."""
+    output = tmp_path_factory.mktemp("reference")
+    process = train(data, output, STEPS, *EVERY)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process, run_folder(output)
+
+
+def run(monkeypatch, function, *words):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+    function()
+
+
+def test_a_run_leaves_its_files(reference):
+    process, folder = reference
+    assert folder.name.startswith("quickstart_s0_2")
+    names = {path.name for path in folder.iterdir()}
+    tables = {"train.csv", "eval.csv", "per_class.csv"}
+    assert names == {"config.yaml", "env.json", "curve.png", "best.safetensors", "last.safetensors", *tables}
+    run = read_run(folder)
+    assert [int(row["step"]) for row in run.train] == list(range(1, STEPS + 1))
+    assert [(row["step"], row["images"]) for row in run.eval] == [("6", "2"), ("12", "2")]
+    assert tuple(row["class_name"] for row in run.per_class[:3]) == CLASSES
+    assert (run.env["scope"], run.env["precision"], run.env["processes"]) == ("smoke", "fp32", 1)
+    first = run.train[0]
+    assert float(first["loss"]) == pytest.approx(float(first["seg"]) + 0.4 * float(first["aux"]), rel=1e-6)
+    assert f"best val mIoU {float(run.best()['miou_percent']):.2f} %" in process.stdout
+
+
+def test_the_loss_falls(reference):
+    losses = [float(row["loss"]) for row in read_run(reference[1]).train]
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+
+
+def test_the_same_seed_gives_the_same_digits_and_another_seed_others(data, reference, tmp_path):
+    """In another process, whose parameters bear other names, with batches prepared by threads."""
+    assert numbers(train_here(data, tmp_path / "same", STEPS, *EVERY, "--use_mpio")) == numbers(reference[1])
+    assert numbers(train_here(data, tmp_path / "other", 2, "--seed", 1)) != numbers(reference[1])
+
+
+def test_eval_repeats_the_number_of_training(data, reference, tmp_path, monkeypatch, capsys):
+    """By the run's own experiment, and by the original's command with its names."""
+    weights, last = reference[1] / "last.safetensors", numbers(reference[1])["eval.csv"][-1]
+    run(monkeypatch, eval_main, "--weights", weights, "--data", data, "--output", tmp_path / "a")
+    assert f"mIoU {float(last['miou_percent']):.2f} %" in capsys.readouterr().out
+    assert numbers(tmp_path / "a")["eval.csv"] == [last]
+    config = ["--cfg", reference[1] / "config.yaml", "--data", data, "--use_mpio"]
+    run(monkeypatch, eval_main, *config, "TEST.TEST_MODEL", weights, "TEST.OUTPUT_PATH", tmp_path / "b")
+    assert numbers(tmp_path / "b")["eval.csv"] == [last]
+
+
+def test_eval_under_another_protocol(data, reference, tmp_path, monkeypatch):
+    words = ["--weights", reference[1] / "last.safetensors", "--data", data, "--output", tmp_path]
+    run(monkeypatch, eval_main, *words, "--multi_scales", "TEST.CROP_SIZE", 65, "eval.flip=true", "--split", "train")
+    (row,) = numbers(tmp_path)["eval.csv"]
+    assert (row["split"], row["images"]) == ("train", "4")
+    assert row["protocol"] == "ms 0.5/0.75/1/1.25/1.5/1.75, flip, windows 65x65 stride 0.667"
+
+
+def test_eval_refuses_what_does_not_fit(data, reference, tmp_path, monkeypatch):
+    weights = reference[1] / "last.safetensors"
+    with pytest.raises(UserError, match="no weights to evaluate: give --weights"):
+        run(monkeypatch, eval_main, "--data", data)
+    with pytest.raises(UserError, match="holds glore with resnet18, --cfg pspnet_res101_ade is for pspnet with resnet"):
+        run(monkeypatch, eval_main, "--weights", weights, "--cfg", "pspnet_res101_ade")
+    other = write_data(tmp_path / "other")
+    (other / "classes.yaml").write_text("name: x\nclasses: [two, one, three]\n")
+    with pytest.raises(UserError, match=r"made for 3 classes \(one, two, three\), the data has 3 \(two, one, three\)"):
+        run(monkeypatch, eval_main, "--weights", weights, "--data", other)
+
+
+def kill_and_resume(data, output, iters, moments, words):
+    """Starts the run, kills it after each of `moments` seconds of training, resumes, and lets it finish."""
+    resumed_at = []
+    for moment in moments:
+        more = ["--resume"] if resumed_at or list(output.glob("*/config.yaml")) else []
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *map(str, train_words(data, output, iters, *more, *words))],
+            cwd=PROJECT,
+            env=ENV,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        wait_until_training(process, output)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        out = process.communicate()[0]
+        resumed_at += [line for line in out.splitlines() if line.startswith("resuming")]
+        leftovers = [path for path in output.glob("*/*") if path.suffix in (".safetensors", ".png", ".yaml", ".json")]
+        assert all(path.stat().st_size > 0 for path in leftovers)
+    process = train(data, output, iters, "--resume", *words)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return resumed_at
+
+
+def wait_until_training(process, output):
+    """Until the run folder is there and has grown, or the process has ended by itself."""
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        now = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
+        if now and now != before:
+            return
+        time.sleep(0.02)
+
+
+def test_killed_it_ends_with_the_same_digits(data, reference, tmp_path):
+    """Drop-out included: the network draws random numbers while it trains."""
+    kill_and_resume(data, tmp_path, STEPS, [1.0], EVERY)
+    assert numbers(run_folder(tmp_path)) == numbers(reference[1])
+    for name in ("best", "last"):
+        files = [run / f"{name}.safetensors" for run in (run_folder(tmp_path), reference[1])]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["pspnet", "deeplabv3", "glore", "ginet"])
+def test_killed_at_random_moments_it_ends_with_the_same_digits(data, tmp_path, head):
+    moments = np.random.default_rng(0).uniform(0.0, 2.5, 5)
+    words = (*EVERY, f"model.name={head}")
+    assert train(data, tmp_path / "whole", 40, *words).returncode == 0
+    resumed = kill_and_resume(data, tmp_path / "killed", 40, moments, words)
+    assert len(resumed) >= 2
+    assert numbers(run_folder(tmp_path / "killed")) == numbers(run_folder(tmp_path / "whole"))
+
+
+class Stopped(Exception):
+    """What a test ends a training with."""
+
+
+@pytest.mark.parametrize("head", ["pspnet", "deeplabv3", "ginet"])
+def test_every_head_trains_and_resumes_to_the_same_digits(tmp_path, head, monkeypatch):
+    """GINet without its file of word vectors: the checkpoint has them."""
+    data = write_data(tmp_path / "data")
+    words = (f"model.name={head}", "train.checkpoint_every=2", "train.eval_every=4")
+    whole = train_here(data, tmp_path / "whole", 4, *words)
+    assert {bool(row["sc"]) for row in read_run(whole).train} == {head == "ginet"}
+
+    look_at = training.ValidPixels.look_at
+
+    def look_at_two(self, label):
+        if self.labels == 2 * len(label):
+            raise Stopped
+        look_at(self, label)
+
+    monkeypatch.setattr(training.ValidPixels, "look_at", look_at_two)
+    with pytest.raises(Stopped):
+        train_here(data, tmp_path / "part", 4, *words)
+    monkeypatch.undo()
+    (data / "vectors.txt").unlink()
+    part = run_folder(tmp_path / "part")
+    training.Trainer(plan_run(parse_args(["--resume", str(part), "--data", str(data)]))).run()
+    assert numbers(part) == numbers(whole)
+    assert (part / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
+
+
+def test_resume_of_a_finished_run_says_so(reference, monkeypatch, capsys):
+    before = (reference[1] / "last.safetensors").read_bytes()
+    run(monkeypatch, main, "--resume", reference[1])
+    assert f"has reached its {STEPS} iterations" in capsys.readouterr().out
+    assert (reference[1] / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optimizer.momentum=0.5"], "optimizer.momentum differ"),
+        (["--accumulate", "2"], "train.accumulate differ"),
+        (["--iters", "30"], "from 12 to 30 iterations.*--extend"),
+    ],
+)
+def test_resume_keeps_its_experiment_unless_extended(data, reference, words, message):
+    checkpoint = reference[1] / "last.safetensors"
+    same = [str(w) for w in train_words(data, reference[1].parent, STEPS, *EVERY, "--resume", checkpoint)]
+    assert plan_run(parse_args(same)).is_finished
+    with pytest.raises(UserError, match=message):
+        plan_run(parse_args([*same, *words]))
+
+
+def test_extend_goes_on_and_tells_the_rate(data, reference, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / reference[1].name
+    shutil.copytree(reference[1], folder)
+    run(monkeypatch, main, "--resume", folder, "--iters", 14, "--extend", "--data", data)
+    assert "extended from 12 to 14 iterations: at step 12 the rate goes from 0 to 0.000" in capsys.readouterr().out
+    assert [int(row["step"]) for row in read_run(folder).train] == list(range(1, 15))
+
+
+def test_a_second_run_of_the_day_gets_its_own_folder(data, tmp_path):
+    words = list(map(str, train_words(data, tmp_path, 2)))
+    first = plan_run(parse_args(words)).folder
+    first.mkdir(parents=True)
+    (first / "config.yaml").touch()
+    assert plan_run(parse_args(words)).folder == first.with_name(f"{first.name}_2")
+
+
+def test_the_originals_words_and_ours_mean_the_same(data, tmp_path):
+    ours = ["--config", "pspnet_res101_cityscapes", "--output", str(tmp_path), "--seed", "3"]
+    ours += ["optimizer.learning_rate=0.02", "train.batch_size=16", "train.amp=O1", "train.accumulate=4"]
+    theirs = ["--use_mpio", "--cfg", "./configs/pspnet_res101_cityscapes.yaml", "--amp", "O1", "--accumulate", "4"]
+    theirs += ["SOLVER.LR", "0.02", "train_batch_size", "16", "train.seed=3", "TRAIN.MODEL_SAVE_DIR", str(tmp_path)]
+    first, second = (plan_run(parse_args(words)) for words in (ours, theirs))
+    assert first == second
+    assert (first.config.optimizer.learning_rate, first.config.train.batch_size) == (0.02, 16)
+    assert first.config_name == "pspnet_res101_cityscapes"
+
+
+def test_flags_and_defaults(tmp_path, monkeypatch, capsys):
+    quick = plan_run(parse_args(["--config", "quickstart", "--iters", "30", "--use_mpio"])).config
+    assert (quick.train.num_workers, quick.train.iters) == (4, 30)
+    default = plan_run(parse_args(["--data", "data/cityscapes"]))
+    assert default.config_name == "pspnet_res101_cityscapes"
+    assert parse_args(["--resume", "SOLVER.LR", "0.1"]).resume == "latest"
+    assert parse_args(["--resume", "SOLVER.LR", "0.1"]).overrides == ["SOLVER.LR", "0.1"]
+    assert parse_args(["--resume", "train.iters=4", "--seed", "1"]).resume == "latest"
+    assert parse_args(["--resume", "output/run", "--seed", "1"]).resume == "output/run"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("semsegpaddle_glore.runs.find_root", lambda root: None)
+    assert plan_run(parse_args([])).config_name == "quickstart"
+    assert "no data/cityscapes here: training on the embedded data" in capsys.readouterr().out
+
+
+def test_amp_on_a_cpu_says_so_and_changes_no_digit(data, tmp_path, monkeypatch, capsys):
+    plain = train_here(data, tmp_path / "plain", 2)
+    run(monkeypatch, main, *train_words(data, tmp_path / "amp", 2, "--amp", "O2"))
+    assert "Paddle has no AMP on a CPU: training in fp32\n" in capsys.readouterr().out
+    assert numbers(run_folder(tmp_path / "amp")) == numbers(plain)
+    assert read_run(run_folder(tmp_path / "amp")).env["precision"] == "fp32"
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(data, reference, tmp_path):
+    folder = tmp_path / reference[1].name
+    folder.mkdir()
+    shutil.copy(reference[1] / "config.yaml", folder)
+    (folder / "train.csv").write_text("step,loss\n1,9.9\n2,9")
+    assert train_here(data, tmp_path, STEPS, "--resume", *EVERY) == folder
+    assert numbers(folder) == numbers(reference[1])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
+    words = ("optimizer.learning_rate=1.0e+30", "optimizer.warmup_start_lr=1.0e+30", "train.checkpoint_every=1")
+    with pytest.raises(UserError, match="stopped before the update") as error:
+        train_here(data, tmp_path, 20, *words)
+    (report,) = tmp_path.glob("*/nonfinite_loss_step*.json")
+    content = json.loads(report.read_text())
+    assert str(report) in str(error.value)
+    assert len(content["images"]) == 2
+    assert all((data / name.rsplit("/", 1)[1]).exists() for name in content["images"])
+    assert content["step"] == len(read_run(run_folder(tmp_path)).train) + 1
+    assert read_state(run_folder(tmp_path) / "last.safetensors").step == content["step"] - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.name=pspnet", "train.batch_size=1"], "would see one value per channel"),
+        (["train.batch_size=3", "train.accumulate=2"], "accumulate must be a divisor of batch_size 3"),
+        (["model.name=ginet", "model.word_embeddings=nowhere.txt"], "no word vectors nowhere.txt"),
+        (["model.backbone=resnet19"], "unknown backbone 'resnet19': did you mean 'resnet18'"),
+        (["model.backbone_weights=nowhere.safetensors"], "no weight file nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(data, tmp_path, words, message):
+    with pytest.raises(UserError, match=message) as error:
+        train_here(data, tmp_path, 4, *words)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_with_nothing_to_learn_stop_the_run(tmp_path):
+    root = write_data(tmp_path / "data")
+    (root / "classes.yaml").write_text(
+        "name: x\nclasses: [one, two, three]\nids: {0: 255, 1: 255, 2: 255, 7: 0, 8: 1, 9: 2}\n"
+    )
+    with pytest.raises(UserError, match="100.0 % of the pixels of the first 200 labels are ignored"):
+        train_here(root, tmp_path / "out", 4, "train.batch_size=200")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "qickstart"], r"no config file 'qickstart'.*did you mean 'quickstart'"),
+        (["--config", "quickstart", "train.itres=3"], r"unknown key: did you mean 'train.iters'"),
+        (["--config", "quickstart", "SOLVER.RL", "3"], r"unknown key: did you mean 'SOLVER.LR'"),
+        (["--config", "quickstart", "train.iters=many"], r"'train.iters' must be int, not str"),
+        (["--config", "quickstart", "loss.aux_weight=-1"], r"aux_weight must be 0 or more"),
+        (["--config", "quickstart", "--iters", "0"], r"iters must be at least 1"),
+        (["--config", "pspnet_res101_cityscapes", "--data", "nowhere"], r"no data set in 'nowhere'.*quickstart"),
+        (["--resume", "nowhere"], r"nothing to resume: nowhere is no run folder"),
+        (["--config", "quickstart", "TEST.TEST_MODEL", "x"], r"TEST.TEST_MODEL is eval.py's"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(words, message, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=message) as error:
+        run(monkeypatch, main, "--output", tmp_path / "out", *words)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_use_gpu_without_a_gpu_is_one_line(script, reference):
+    words = ["--use_gpu", "--use_mpio", "--cfg", "./configs/pspnet_res101_cityscapes.yaml"]
+    if script == "eval.py":
+        words += ["TEST.TEST_MODEL", reference[1] / "last.safetensors"]
+    line = error_line(command(script, *words, env={"CUDA_VISIBLE_DEVICES": ""}))
+    assert "--use_gpu: no GPU that this Paddle can use" in line
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
+    # The fourth large file to be synced finds the disk full.
+    script = (
+        "import errno, sys, os\n"
+        "from semsegpaddle_glore import train\n"
+        "from common.cli import run_command\n"
+        "calls = []\n"
+        "real_fsync = os.fsync\n"
+        "def fsync(fd):\n"
+        "    if os.fstat(fd).st_size > 10**6:\n"
+        "        calls.append(fd)\n"
+        "        if len(calls) > 3:\n"
+        "            raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    real_fsync(fd)\n"
+        "os.fsync = fsync\n"
+        "run_command(train.main)\n"
+    )
+    words = train_words(data, tmp_path, 20, "train.checkpoint_every=2", "train.eval_every=100")
+    process = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        cwd=PROJECT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    line = error_line(process)
+    assert "no space left on the device while writing" in line
+    assert "last.safetensors" in line
+    folder = run_folder(tmp_path)
+    assert not list(folder.glob(".*.tmp"))
+    assert read_state(folder / "last.safetensors").step == 6
