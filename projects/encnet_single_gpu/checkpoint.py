@@ -1,0 +1,183 @@
+"""Checkpoints: one safetensors file that holds tensors and, as JSON in its header, everything else.
+
+Nothing in such a file can be executed. It is written to a temporary file, synced and renamed, so `last.safetensors` and
+`best.safetensors` are always whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from common.cli import UserError
+from common.files import atomic_write
+from encnet_single_gpu.optimizer import WeightAverage
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+FORMAT = "segrepro-encnet_single_gpu-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint says besides tensors.
+
+    Attributes:
+        step: Updates done so far. With the seed it gives the position in the data stream, the learning rate and the
+            random numbers of the next step, so this is all the random state there is.
+        best_miou: Highest validation mIoU so far as a fraction; NaN before the first evaluation.
+        best_step: Its step.
+        config_text: The experiment as YAML.
+        class_names: By train id.
+        mean: Of RGB pictures scaled to 0..1.
+        std: Likewise.
+        scaler: State of the gradient scaler of fp16 training; empty otherwise.
+    """
+
+    step: int
+    best_miou: float
+    best_step: int
+    config_text: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scaler: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: str | os.PathLike,
+    model: nn.Module,
+    state: TrainState,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: WeightAverage | None = None,
+) -> None:
+    """Writes the network and `state`, and what resuming needs besides if it is given, whole or not at all."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.model.state_dict().items()}
+    if optimizer is not None:
+        tensors |= {
+            f"optimizer.{name}.{key}": value
+            for name, parameter in model.named_parameters()
+            for key, value in optimizer.state[parameter].items()
+        }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {"format": FORMAT, "state": json.dumps(dataclasses.asdict(state))}
+    with atomic_write(path, "wb") as stream:
+        stream.write(safetensors.torch.save(tensors, metadata=header))
+
+
+def read_state(path: str | os.PathLike) -> TrainState:
+    """Reads what a checkpoint says besides tensors.
+
+    Raises:
+        UserError: The file is missing, damaged, or no checkpoint of this project.
+    """
+    with _open(path) as file:
+        header = file.metadata() or {}
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of encnet_single_gpu: use a file that its train.py wrote")
+    values = json.loads(header["state"])
+    for name in ("class_names", "mean", "std"):
+        values[name] = tuple(values[name])
+    return TrainState(**values)
+
+
+def load_model(path: str | os.PathLike, model: nn.Module, class_names: tuple[str, ...]) -> TrainState:
+    """Fills the network from a checkpoint, strictly: `best.safetensors` holds the weights that were evaluated.
+
+    Raises:
+        UserError: Other classes, a missing, unknown or differently shaped tensor.
+    """
+    state = read_state(path)
+    if len(state.class_names) != len(class_names):
+        raise UserError(
+            f"{path}: made for {len(state.class_names)} classes ({_few(state.class_names)}), the data has "
+            f"{len(class_names)} ({_few(class_names)}): use weights and data of the same classes"
+        )
+    _fill(model, _tensors(path, "model."), path)
+    return state
+
+
+def load_evaluated(path: str | os.PathLike, model: nn.Module, class_names: tuple[str, ...]) -> TrainState:
+    """Fills the network with the weights that are evaluated: the running mean where the checkpoint has one.
+
+    Raises:
+        UserError: See `load_model`.
+    """
+    state = load_model(path, model, class_names)
+    average = _tensors(path, "average.")
+    if average:
+        _fill(model, average, path)
+    return state
+
+
+def load_average(path: str | os.PathLike, average: WeightAverage) -> None:
+    """Fills the running mean of the weights from a checkpoint.
+
+    Raises:
+        UserError: The checkpoint was saved without, or for another network.
+    """
+    _fill(average.model, _tensors(path, "average."), path)
+
+
+def load_optimizer(path: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fills the optimizer's moments from a checkpoint.
+
+    Raises:
+        UserError: The checkpoint was saved without, or for another network.
+    """
+    stored = _tensors(path, "optimizer.")
+    parameters = dict(model.named_parameters())
+    if {name.rpartition(".")[0] for name in stored} != set(parameters):
+        raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
+    for name, value in stored.items():
+        owner, _, key = name.rpartition(".")
+        parameter = parameters[owner]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter).copy_(value)  # on the parameter's device, in its memory layout
+        optimizer.state[parameter][key] = value.detach()
+
+
+def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    wanted = model.state_dict()
+    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or unknown:
+        raise UserError(
+            f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
+            f"{len(unknown)} are not known ({_few(unknown)})"
+        )
+    for name, value in tensors.items():
+        if wanted[name].shape != value.shape:
+            raise UserError(f"{path}: '{name}' is {tuple(value.shape)}, the network has {tuple(wanted[name].shape)}")
+        if wanted[name].dtype != value.dtype:
+            raise UserError(f"{path}: '{name}' is {value.dtype}, the network has {wanted[name].dtype}: convert it")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken")
+    model.load_state_dict(tensors)
+
+
+def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, torch.Tensor]:
+    with _open(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _open(path: str | os.PathLike) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise UserError(f"no weight file {path}: check the path") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}): is it truncated, or of another kind?"
+        ) from None
+
+
+def _few(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

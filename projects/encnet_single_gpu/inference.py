@@ -1,0 +1,72 @@
+"""A trained network as its checkpoint describes it: filled, in evaluation mode, with what its input needs to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from common.labels import load_custom, voc_colormap
+from common.list_dataset import find_root
+from common.typed_config import config_from_text
+from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
+from encnet_single_gpu.config import Config
+from encnet_single_gpu.data.dataset import labels_of
+from encnet_single_gpu.models import build_model
+
+import numpy as np
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """What `load_network` gives.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        state: Class names, mean, std and more, from the checkpoint.
+        config: The experiment that made it.
+        palette: (num_classes, 3) uint8 RGB.
+    """
+
+    model: nn.Module
+    state: TrainState
+    config: Config
+    palette: np.ndarray
+
+
+def read_experiment(weights: str | os.PathLike) -> tuple[TrainState, Config]:
+    """What a checkpoint says besides tensors, and the experiment in it.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or none of this project.
+    """
+    state = read_state(weights)
+    return state, config_from_text(Config, state.config_text, f"config in {weights}")
+
+
+def load_network(weights: str | os.PathLike, class_names: tuple[str, ...] | None = None) -> TrainedNetwork:
+    """Builds the network of a checkpoint and fills it with the weights that count.
+
+    Args:
+        weights: A file of train.py.
+        class_names: Of the data that it is to meet; None: as the checkpoint says.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or made for other classes.
+    """
+    state, config = read_experiment(weights)
+    model = build_model(config.model.name, config.model.backbone, len(class_names or state.class_names))
+    load_evaluated(weights, model, class_names or state.class_names)
+    return TrainedNetwork(model.eval(), state, config, _palette(config, len(state.class_names)))
+
+
+def _palette(config: Config, num_classes: int) -> np.ndarray:
+    """The data set's; the VOC bit pattern for a custom set that is not on this machine."""
+    if config.data.dataset != "custom":
+        return labels_of(config.data).palette
+    root = find_root(config.data.root)
+    classes = None if root is None else Path(root) / "classes.yaml"
+    if classes is None or not classes.is_file():
+        return voc_colormap(num_classes)
+    return load_custom(classes).palette

@@ -1,0 +1,127 @@
+"""Memory: how many pictures fit at once, what is said when they do not, and how the C library keeps what is freed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common.cli import UserError
+
+import torch
+
+USABLE = 0.9  # of the memory that is free: evaluation, moments and fragments want some too
+FEWEST = 2  # pictures: batch normalisation after global pooling needs them
+# Parameters of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+GROWTH_BYTES = 256 * 2**20
+
+
+def micro_batches(batch_size: int, micro_batch: int | None) -> list[slice]:
+    """Cuts a batch into the fewest parts of at most `micro_batch` pictures, as equal as possible."""
+    count = math.ceil(batch_size / (micro_batch or batch_size))
+    ends = [batch_size * number // count for number in range(count + 1)]
+    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+
+
+def largest_micro_batch(step: Callable[[int], None], batch_size: int, device: torch.device) -> int:
+    """Finds by measuring how many pictures of the batch can be trained at once.
+
+    On a GPU parts of the batch are tried, the whole first, until one runs in `USABLE` of the memory that is free. On a
+    CPU two pictures are trained, and what they took is compared with `USABLE` of the RAM that is available.
+
+    Args:
+        step: Trains on so many random pictures, without a trace but the memory that it takes.
+        batch_size: Pictures of one update.
+        device: Where `step` runs.
+
+    Raises:
+        UserError: Not even two pictures fit.
+    """
+    if device.type == "cuda":
+        for count in range(1, max(1, batch_size // FEWEST) + 1):
+            size = micro_batches(batch_size, math.ceil(batch_size / count))[-1]
+            if _fits_gpu(step, size.stop - size.start, device):
+                return size.stop - size.start
+    else:
+        fewest = min(FEWEST, batch_size)
+        available, peak = _available_ram(), _peak_ram()
+        step(fewest)
+        picture_bytes = max(1, _peak_ram() - peak) / fewest
+        if fewest * picture_bytes <= USABLE * available:
+            return min(batch_size, int(USABLE * available / picture_bytes))
+    raise UserError(f"not even {FEWEST} pictures fit into memory: make --crop-size smaller")
+
+
+def _fits_gpu(step: Callable[[int], None], pictures: int, device: torch.device) -> bool:
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    before = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        step(pictures)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return torch.cuda.max_memory_reserved(device) - before <= USABLE * free
+
+
+def _peak_ram() -> int:
+    """The most bytes that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _available_ram() -> int:
+    """Bytes that this process may still take: of the machine, and of its control group."""
+    fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    available = next(int(words[1]) * 1024 for words in fields if words[0] == "MemAvailable:")
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
+        limit = int((group / "memory.max").read_text())
+        available = min(available, limit - int((group / "memory.current").read_text()))
+    return available
+
+
+@contextlib.contextmanager
+def memory_errors_explained(advice: str) -> Iterator[None]:
+    """Turns running out of memory, and a picture alone in batch normalisation, into one line that ends in `advice`.
+
+    Raises:
+        UserError: In place of PyTorch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory: {advice}") from None
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):  # on a CPU
+            raise UserError(f"out of memory: {advice}") from None
+        raise
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise UserError(
+                "batch normalisation gets one value per channel, so it cannot be trained: give --batch-size (and "
+                "--micro-batch) of 2 or more, or a larger --crop-size"
+            ) from None
+        raise
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory that it frees, in place of handing it back to the system and asking again.
+
+    A training step frees and takes the same large tensors each time, and the system clears every page that it gives:
+    a third of a step's time on one core. Only glibc has the switch; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, GROWTH_BYTES)

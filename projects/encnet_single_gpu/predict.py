@@ -1,0 +1,162 @@
+"""Predicts pictures: class ids, ids in colour, and the colours over the picture.
+
+    python predict.py --weights output/<run>/best.safetensors --input street.jpg --output out
+    python predict.py --weights W.safetensors --input folder more.png --output out --protocol encoding_ms_flip
+
+For every picture, at the picture's own size:
+    <stem>_ids.png      train ids, 8-bit grey
+    <stem>_color.png    the same ids as a palette PNG: a viewer shows colours, a program reads ids
+    <stem>_overlay.jpg  the colours half transparent over the picture
+--format dataset writes <stem>.png instead, alone, with the values of the data set's own label files (ADE20K: 1..150).
+
+Folders are searched with their subfolders, which --output mirrors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from common.files import atomic_write
+from common.labels import label_set
+from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
+from common.picture_files import IMAGE_SUFFIXES, read_image
+from encnet_single_gpu.data.transforms import normalize
+from encnet_single_gpu.eval import PROTOCOLS, EvalProtocol, black_of, class_scores
+from encnet_single_gpu.inference import TrainedNetwork, load_network
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+SMALLEST_SIDE = 32  # pixels: the stride of the deepest networks
+OVERLAY_OPACITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A picture to predict, and where its results go: file names begin with `target`."""
+
+    picture: Path
+    target: Path
+
+
+class Predictor:
+    """Pictures in, train ids out, as evaluation computes them.
+
+    Args:
+        network: A trained network.
+        protocol: How its scores are put together.
+        device: Where it runs.
+    """
+
+    def __init__(self, network: TrainedNetwork, protocol: EvalProtocol, device: torch.device):
+        self._model = network.model.to(device)
+        self._mean, self._std = network.state.mean, network.state.std
+        self._protocol, self._device = protocol, device
+
+    @torch.no_grad()
+    def ids(self, image: np.ndarray) -> np.ndarray:
+        """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W).
+
+        Raises:
+            UserError: The picture is too small for the network.
+        """
+        size = image.shape[:2]
+        if min(size) < SMALLEST_SIDE:
+            raise UserError(f"{size[0]}x{size[1]} pixels: each side must have at least {SMALLEST_SIDE}")
+        images = torch.from_numpy(normalize(image, self._mean, self._std)).unsqueeze(0)  # (1, 3, H, W)
+        black = black_of(self._mean, self._std, self._device)
+        scores = class_scores(self._model, images.to(self._device), size, self._protocol, black)
+        return scores.argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
+
+
+def find_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
+    """The pictures of files and folders, in order, with places under `output` that mirror the folders.
+
+    Raises:
+        UserError: An input is missing or holds no picture, lies around `output`, or two pictures would share a place.
+    """
+    jobs: dict[Path, Job] = {}
+    for picture, folder in _pictures(inputs, output):
+        target = output / folder / picture.stem
+        if target in jobs:
+            raise UserError(
+                f"{jobs[target].picture} and {picture} would both be written to {target}*: predict them apart"
+            )
+        jobs[target] = Job(picture, target)
+    return list(jobs.values())
+
+
+def _pictures(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path]]:
+    """Pictures, each with its folder below the input that holds it."""
+    for given in inputs:
+        if given.is_file():
+            yield given, Path()
+            continue
+        if not given.is_dir():
+            raise UserError(f"--input {given}: there is no such file or folder")
+        if output.resolve().is_relative_to(given.resolve()):
+            raise UserError(f"--output {output} lies in --input {given}: results would be taken for pictures next time")
+        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not found:
+            raise UserError(f"--input {given}: no pictures in it ({', '.join(IMAGE_SUFFIXES)})")
+        yield from ((picture, picture.parent.relative_to(given)) for picture in found)
+
+
+def write_ids(job: Job, image: np.ndarray, ids: np.ndarray, colors: np.ndarray) -> None:
+    """Writes ids, palette PNG and overlay of one picture."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors)] = colors
+    mixed = image * (1 - OVERLAY_OPACITY) + palette[ids] * OVERLAY_OPACITY
+    _write(job.target, "_ids.png", png_bytes(ids))
+    _write(job.target, "_color.png", palette_png_bytes(ids, palette))
+    _write(job.target, "_overlay.jpg", jpeg_bytes(np.rint(mixed).astype(np.uint8)))
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    jobs = find_jobs(args.input, args.output)
+    network = load_network(args.weights)
+    data = network.config.data
+    if args.format == "dataset" and data.dataset == "custom":
+        raise UserError("--format dataset knows the sets of common/labels.py, these weights are of a custom one")
+    protocol = EvalProtocol.named(args.protocol, max(network.config.augment.crop_size))
+    predictor = Predictor(network, protocol, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    start = time.perf_counter()
+    for job in tqdm(jobs, desc="predict", unit="image", disable=None):
+        image = read_image(job.picture)
+        try:
+            ids = predictor.ids(image)
+        except UserError as error:
+            raise UserError(f"{job.picture}: {error}") from None
+        if args.format == "dataset":
+            _write(job.target, ".png", png_bytes(label_set(data.dataset).decode(ids)))
+        else:
+            write_ids(job, image, ids, network.palette)
+    milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
+    print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per picture, files included)")
+
+
+def _write(target: Path, ending: str, content: bytes) -> None:
+    with atomic_write(target.with_name(target.name + ending), "wb") as stream:
+        stream.write(content)
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="see eval.py (default: ss)")
+    parser.add_argument("--format", choices=("ids", "dataset"), default="ids", help="default: ids")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)

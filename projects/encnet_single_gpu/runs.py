@@ -1,0 +1,218 @@
+"""What a call of train.py means: the options, which experiment, in which folder, from which checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+from common.cli import UserError, did_you_mean
+from common.run_log import git_commit, run_id
+from common.typed_config import config_from_text
+from encnet_single_gpu.checkpoint import read_state
+from encnet_single_gpu.config import CONFIG_DIR, Config, options, read_config
+from encnet_single_gpu.data.dataset import open_list, with_root
+from encnet_single_gpu.lr_schedule import learning_rate
+from encnet_single_gpu.models import model_names
+
+import yaml
+
+RECIPES = ("pspnet", "encnet", "pspnet_paper", "encnet_paper")  # configs that --help shows as defaults
+FREE_ON_RESUME = ("train.iters", "train.micro_batch", "train.num_workers", "train.checkpoint_every")
+WITH_BACKGROUND = {"ade20k": "ade20k_151", "pascal_context": "pascal_context60"}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """A run to be started or continued.
+
+    Attributes:
+        config: The experiment.
+        config_name: Its file's name without ending.
+        folder: The run folder.
+        checkpoint: Where to go on from; None starts afresh.
+        data_root: --data, if given.
+        is_finished: The checkpoint has reached the last iteration.
+    """
+
+    config: Config
+    config_name: str
+    folder: Path
+    checkpoint: Path | None
+    data_root: str | None
+    is_finished: bool = False
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for every key of the config, its help made from the key's meaning and the recipes' values."""
+    group = parser.add_argument_group(
+        "options, one for each key of the config",
+        "Defaults are configs/pspnet.yaml for all networks but EncNet, which has encnet.yaml, and with --paper the "
+        "files named *_paper; --config NAME takes another file.",
+    )
+    recipes = {name: yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text(encoding="utf-8")) for name in RECIPES}
+    for option, (key, field) in options().items():
+        source = f"; source: {field.metadata['source']}" if field.metadata["source"] else ""
+        text = f"{field.metadata['meaning']} ({_defaults(key, recipes)}{source})".replace("%", "%%")
+        if key == "model.name":
+            text += f": {', '.join(model_names())}"
+        words = {"nargs": "?", "const": "true"} if field.type == "bool" else {}
+        if "tuple" in field.type:
+            words = {"nargs": "+"}
+        group.add_argument(f"--{option}", dest=key, metavar="VALUE", help=text, **words)
+
+
+def plan_run(args: argparse.Namespace) -> RunPlan:
+    """Turns the command line into a plan, saying on the way what was chosen.
+
+    Raises:
+        UserError: A config mistake, nothing to resume, or a resumed run asked to be another experiment.
+    """
+    if args.resume is not None:
+        folder, checkpoint = _find_run(args.resume, args.output)
+        if folder is not None:
+            return _plan_resume(args, folder, checkpoint)
+        print(f"no run under {args.output} yet: starting one", flush=True)
+    name = _recipe_name(args)
+    config = _config_of(args, name)
+    if args.config is None:
+        stem = config.model.name + ("_paper" if args.paper else "")
+    else:
+        stem = Path(name).name.removesuffix(".yaml")
+        if vars(args)["model.name"] is not None:
+            stem += f"_{config.model.name}"
+    if args.background:
+        stem += "_background"
+    commit, _ = git_commit(CONFIG_DIR)
+    folder = _new_folder(args.output, run_id(stem, config.train.seed, commit))
+    return RunPlan(config, stem, folder, None, args.data)
+
+
+def _recipe_name(args: argparse.Namespace) -> str:
+    """--config, or the recipe of the network: EncNet's for networks of that name, PSPNet's for all others."""
+    if args.config is not None:
+        if args.paper:
+            raise UserError("--paper chooses a config itself: leave --config out")
+        return args.config
+    model = vars(args)["model.name"] or "pspnet"
+    if model not in model_names():
+        raise UserError(f"unknown network '{model}': {did_you_mean(model, model_names())}")
+    return ("encnet" if model.startswith("encnet") else "pspnet") + ("_paper" if args.paper else "")
+
+
+def _config_of(args: argparse.Namespace, name: str) -> Config:
+    """The experiment `name` with the options of the command line put over it."""
+    words = _override_words(args)
+    config = read_config(name, words)
+    if args.background:
+        dataset = config.data.dataset
+        if dataset not in WITH_BACKGROUND:
+            raise UserError(f"--background is for {' and '.join(WITH_BACKGROUND)}, the data set is {dataset}")
+        words.append(f"data.dataset={WITH_BACKGROUND[dataset]}")
+    if args.epochs is not None:
+        if vars(args)["train.iters"] is not None:
+            raise UserError("--iters and --epochs both say how long to train: give one")
+        pictures = len(open_list(with_root(config.data, args.data), config.data.train_list))
+        words.append(f"train.iters={math.ceil(args.epochs * pictures / config.train.batch_size)}")
+    return read_config(name, words)
+
+
+def _override_words(args: argparse.Namespace) -> list[str]:
+    """The options that were given, as "key=value" with the value in YAML."""
+    given = {key: vars(args)[key] for key, _ in options().values()}
+    if given["augment.crop_size"] and len(given["augment.crop_size"]) == 1:
+        given["augment.crop_size"] *= 2  # square
+    return [f"{key}={_yaml_of(value)}" for key, value in given.items() if value is not None]
+
+
+def _yaml_of(value: str | list[str]) -> str:
+    if isinstance(value, str) or value == ["null"]:
+        return "".join(value)
+    return f"[{', '.join(value)}]"
+
+
+def _defaults(key: str, recipes: dict[str, dict]) -> str:
+    """The values of a key in the recipes, once if they agree."""
+    values = {}
+    for name, tree in recipes.items():
+        for part in key.split("."):
+            tree = tree[part]
+        values[name] = "null" if tree is None else str(tree).lower() if isinstance(tree, bool) else str(tree)
+    if len(set(values.values())) == 1:
+        return f"default {values[RECIPES[0]]}"
+    return "default " + ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
+    step, where, text = 0, str(folder / "config.yaml"), (folder / "config.yaml").read_text(encoding="utf-8")
+    if checkpoint is not None:  # else it was stopped before its first checkpoint
+        state = read_state(checkpoint)
+        step, where, text = state.step, f"config in {checkpoint}", state.config_text
+    stored = config_from_text(Config, text, where)
+    free = [word for word in _override_words(args) if word.split("=")[0] in FREE_ON_RESUME]
+    config = config_from_text(Config, text, where, free)
+    _refuse_other_experiment(args, text, stored)
+    if config.train.iters != stored.train.iters:
+        _require_extend(args, stored, config, step)
+    print(f"resuming {folder} at step {step} of {config.train.iters}", flush=True)
+    config_name = folder.name.rsplit(f"_s{config.train.seed}_", 1)[0]
+    return RunPlan(config, config_name, folder, checkpoint, args.data, is_finished=step >= config.train.iters)
+
+
+def _refuse_other_experiment(args: argparse.Namespace, text: str, stored: Config) -> None:
+    """A resumed run keeps its experiment: the same options again are fine, others are not."""
+    if args.paper or args.background or args.epochs is not None:
+        raise UserError("a resumed run keeps its experiment: leave out --paper, --background and --epochs")
+    words = _override_words(args)
+    asked = read_config(args.config, words) if args.config else config_from_text(Config, text, "this run", words)
+    keys = [key for key, _ in options().values() if key not in FREE_ON_RESUME]
+    changed = [key for key in keys if _value(asked, key) != _value(stored, key)]
+    if changed:
+        raise UserError(
+            f"a resumed run keeps its experiment, but {', '.join(changed)} differ: leave them out, or start a new run"
+        )
+
+
+def _value(config: Config, key: str) -> object:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _require_extend(args: argparse.Namespace, old: Config, new: Config, step: int) -> None:
+    """Another number of iterations changes the learning rate of all that follow, so it has to be meant."""
+    iters = new.train.iters
+    rates = (learning_rate(min(step, c.train.iters), c.train.iters, c.optimizer) for c in (old, new))
+    before, after = (f"{rate:.3g}" for rate in rates)
+    change = f"from {old.train.iters} to {iters} iterations: at step {step} the rate goes from {before} to {after}"
+    if not args.extend:
+        raise UserError(f"this run was planned otherwise, --iters changes it {change}: add --extend if you mean it")
+    if iters < step:
+        raise UserError(f"the run is at step {step} already, --iters {iters} is less: give more")
+    print(f"extended {change}", flush=True)
+
+
+def _find_run(where: str, output: Path) -> tuple[Path | None, Path | None]:
+    """The run folder to go on with, and the checkpoint in it if there is one yet."""
+    if where == "latest":
+        runs = sorted((path.parent for path in output.glob("*/config.yaml")), key=lambda run: run.stat().st_mtime_ns)
+        if not runs:
+            return None, None
+        path = runs[-1]
+    else:
+        path = Path(where)
+    if path.is_file():
+        return path.parent, path
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"nothing to resume: {path} is no run folder: give one, a checkpoint, or --resume alone")
+    checkpoint = path / "last.safetensors"
+    return path, checkpoint if checkpoint.is_file() else None
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    """output/name, or name_2, name_3... if a run of that name has begun already: nothing is overwritten."""
+    folder, number = output / name, 2
+    while (folder / "config.yaml").exists():
+        folder, number = output / f"{name}_{number}", number + 1
+    return folder

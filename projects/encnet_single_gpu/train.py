@@ -1,0 +1,301 @@
+"""Trains a segmentation network on one GPU, or on a CPU.
+
+    python train.py                                  # PSPNet on ADE20K, the original's recipe: 384 pixels, batch 12
+    python train.py --model encnet --background      # EncNet, 400 pixels, batch 8; 151 classes, the background one
+    python train.py --model encnet --paper           # the paper's: 480 pixels, batch 16 through accumulation
+    python train.py --model unet --crop-size 256 --fit-memory --amp bf16
+    python train.py --config quickstart              # minutes on two CPU cores, with pictures that it draws itself
+    python train.py --resume                         # go on with the latest run under output/
+
+A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv,
+curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from common.files import atomic_write
+from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
+from common.train_stream import ValidPixels
+from common.typed_config import config_to_text
+from encnet_single_gpu.checkpoint import TrainState, load_average, load_model, load_optimizer, save_checkpoint
+from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
+from encnet_single_gpu.eval import EvalProtocol, evaluate
+from encnet_single_gpu.losses import SegmentationLoss
+from encnet_single_gpu.lr_schedule import learning_rate
+from encnet_single_gpu.memory import keep_freed_memory, largest_micro_batch, memory_errors_explained, micro_batches
+from encnet_single_gpu.models import build_model
+from encnet_single_gpu.models.backbones import load_backbone
+from encnet_single_gpu.optimizer import WeightAverage, build_optimizer, set_learning_rate
+from encnet_single_gpu.runs import RunPlan, add_options, plan_run
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+LOSS_PARTS = ("seg", "aux", "se")  # 0 where the network has none of it
+TRAIN_COLUMNS = ("step", "epoch", "loss", *LOSS_PARTS, "learning_rate", "grad_norm", "step_time_s", "data_time_s")
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PROTOCOL = EvalProtocol()  # of the validations in training: one scale, the whole picture
+
+
+class Trainer:
+    """One run: network, data, optimizer, and the files that it leaves."""
+
+    def __init__(self, plan: RunPlan, device: torch.device):
+        config = plan.config
+        self.plan, self.config, self.device = plan, config, device
+        self.data = with_root(config.data, plan.data_root)
+        self.train_set = open_list(self.data, config.data.train_list)
+        self.val_set = open_list(self.data, config.data.val_list)
+        self.labels = self.train_set.labels
+        torch.manual_seed(config.train.seed)
+        self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        model = build_model(config.model.name, config.model.backbone, self.labels.num_classes)
+        if config.model.backbone_weights and plan.checkpoint is None:
+            if not hasattr(model, "backbone"):
+                raise UserError(f"{config.model.name} has no backbone: leave --backbone-weights out")
+            load_backbone(model.backbone, config.model.backbone_weights)
+        self.model = model.to(device, memory_format=self.layout)
+        self.network = torch.compile(self.model) if config.train.compile else self.model
+        self.loss = SegmentationLoss(config.loss).to(device)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        decay = config.optimizer.ema_decay
+        self.average = None if decay is None else WeightAverage(self.model, decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
+        self.step, self.best_miou, self.best_step = 0, math.nan, 0
+        self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
+        if plan.checkpoint is not None:
+            self._load(plan.checkpoint)
+        self.log = RunLog(plan.folder, TRAIN_COLUMNS)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose mIoU counts."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def dataset_name(self) -> str:
+        """For tables: the embedded data is not what it is in the format of."""
+        data = self.config.data
+        return f"toy_{data.dataset}" if data.root == TOY_ROOT else data.dataset
+
+    def fit_memory(self) -> None:
+        """Sets the micro-batch to the largest that memory allows."""
+        train = self.config.train
+        size = largest_micro_batch(self._step_on_noise, train.batch_size, self.device)
+        self.config = dataclasses.replace(self.config, train=dataclasses.replace(train, micro_batch=size))
+        print(f"{size} of {train.batch_size} pictures fit into memory at once", flush=True)
+
+    def run(self) -> None:
+        """Trains from the current step to the last, evaluating and saving on the way."""
+        train = self.config.train
+        parts = micro_batches(train.batch_size, train.micro_batch)
+        if len(parts) > 1:
+            sizes = "/".join(str(part.stop - part.start) for part in parts)
+            print(
+                f"a batch of {train.batch_size} goes through as {sizes}: the gradient is the whole batch's, but batch "
+                f"normalisation sees one micro-batch at a time",
+                flush=True,
+            )
+        self._start_log()
+        bar = tqdm(total=train.iters, initial=self.step, desc="train", unit="it", disable=None)
+        self.model.train()
+        valid = ValidPixels()
+        ready = time.perf_counter()
+        for images, label, indices in train_batches(self.train_set, self.config, self.step):
+            loaded = time.perf_counter()
+            valid.look_at(label)
+            row = self._update(images, label, indices)
+            self.step += 1
+            done = time.perf_counter()
+            self.seconds += done - ready
+            self.data_seconds += loaded - ready
+            bar.update()
+            if self.step % train.log_every == 0 or self.step == train.iters:
+                self._log_step(row, done - ready, loaded - ready, bar)
+            self._evaluate_and_save(bar)
+            ready = time.perf_counter()
+        bar.close()
+
+    def _update(self, images: np.ndarray, label: np.ndarray, indices: np.ndarray) -> dict[str, float]:
+        """One optimizer step over all micro-batches of a batch. Returns what is logged of it."""
+        train, optimizer = self.config.train, self.config.optimizer
+        rate = learning_rate(self.step, train.iters, optimizer)
+        set_learning_rate(self.optimizer, rate)
+        torch.manual_seed(train.seed * 2**32 + self.step)  # dropout, the same in a resumed run
+        label = torch.from_numpy(label).to(self.device)
+        counts = self.loss.count(label)
+        value, parts = 0.0, dict.fromkeys(LOSS_PARTS, 0.0)
+        for part in micro_batches(train.batch_size, train.micro_batch):
+            loss, loss_parts = self._gradients(torch.from_numpy(images[part]), label[part], counts)
+            value += loss
+            parts |= {name: parts[name] + float(x.detach()) for name, x in loss_parts.items()}
+            if not math.isfinite(value):
+                self._stop_at_nonfinite_loss(value, indices)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm or math.inf)
+        self.scaler.step(self.optimizer)  # left out where fp16 gradients overflowed
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        return {"loss": value, **parts, "learning_rate": rate, "grad_norm": float(norm)}
+
+    def _gradients(self, images: torch.Tensor, label: torch.Tensor, counts: object) -> tuple[float, dict]:
+        """Adds the gradients of a micro-batch to the parameters. Returns its loss and the loss's parts."""
+        amp = self.config.train.amp
+        images = images.to(self.device, memory_format=self.layout)  # (b, 3, h, w)
+        with torch.autocast(self.device.type, AMP_TYPES.get(amp), enabled=amp is not None):
+            outputs = self.network(images)
+        total, parts = self.loss(outputs, label, counts)
+        self.scaler.scale(total).backward()
+        return float(total.detach()), parts
+
+    def _step_on_noise(self, pictures: int) -> None:
+        """Forward and backward of random pictures on a copy of the network, for the memory planner."""
+        model = copy.deepcopy(self.model).train()
+        images = torch.randn(pictures, 3, *self.config.augment.crop_size, device=self.device)
+        label = torch.zeros(pictures, *self.config.augment.crop_size, dtype=torch.int64, device=self.device)
+        amp = self.config.train.amp
+        with torch.autocast(self.device.type, AMP_TYPES.get(amp), enabled=amp is not None):
+            outputs = model(images.to(memory_format=self.layout))
+        self.loss(outputs, label)[0].backward()
+
+    def _evaluate_and_save(self, bar: tqdm) -> None:
+        train, last = self.config.train, self.step == self.config.train.iters
+        evaluates = self.step % train.eval_every == 0 or last
+        if evaluates:
+            result = evaluate(self.evaluated, self.val_set, self.data, PROTOCOL, f"val at {self.step}")
+            miou = result.matrix.mean_iou()
+            is_best = not miou <= self.best_miou  # also when there was none before
+            if is_best:
+                self.best_miou, self.best_step = miou, self.step
+            self._log_eval(result, bar)
+            if is_best:
+                save_checkpoint(self.plan.folder / "best.safetensors", self.evaluated, self._state())
+        if evaluates or self.step % train.checkpoint_every == 0:
+            path = self.plan.folder / "last.safetensors"
+            save_checkpoint(path, self.model, self._state(), self.optimizer, self.average)
+        if last:
+            print_scores(result, self.labels.class_names, PROTOCOL, "val")
+
+    def _state(self) -> TrainState:
+        return TrainState(
+            step=self.step,
+            best_miou=self.best_miou,
+            best_step=self.best_step,
+            config_text=config_to_text(self.config),
+            class_names=self.labels.class_names,
+            mean=self.config.data.mean,
+            std=self.config.data.std,
+            scaler=self.scaler.state_dict(),
+        )
+
+    def _load(self, checkpoint: Path) -> None:
+        state = load_model(checkpoint, self.model, self.labels.class_names)
+        load_optimizer(checkpoint, self.model, self.optimizer)
+        if self.average is not None:
+            load_average(checkpoint, self.average)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
+
+    def _start_log(self) -> None:
+        self.log.trim(self.step)
+        env = environment(
+            ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
+            project="encnet_single_gpu",
+            config=self.plan.config_name,
+            seed=self.config.train.seed,
+            scope=self.config.scope,
+            dataset=self.dataset_name,
+            train_images=len(self.train_set),
+            val_images=len(self.val_set),
+            class_names=self.labels.class_names,
+            processes=1,
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            torch_threads=torch.get_num_threads(),
+            trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            resumed_at_step=self.step,
+        )
+        self.log.start(config_to_text(self.config), env)
+
+    def _log_step(self, row: dict[str, float], step_time: float, data_time: float, bar: tqdm) -> None:
+        values = {name: f"{value:.9g}" for name, value in row.items()}
+        times = {"step_time_s": f"{step_time:.4f}", "data_time_s": f"{data_time:.4f}"}
+        epoch = self.step * self.config.train.batch_size / len(self.train_set)
+        self.log.log_train({"step": self.step, "epoch": f"{epoch:.3f}", **values, **times})
+        bar.set_postfix(loss=f"{row['loss']:.3f}", best_miou=f"{100 * self.best_miou:.2f}%", refresh=False)
+
+    def _log_eval(self, result: Evaluation, bar: tqdm) -> None:
+        self.log.log_eval(self.step, "val", str(PROTOCOL), result, self.labels.class_names)
+        self.log.draw_curve(f"{self.plan.config_name}, {self.dataset_name} val, {PROTOCOL}")
+        bar.write(
+            f"step {self.step}/{self.config.train.iters}: val mIoU {100 * result.matrix.mean_iou():.2f} %  "
+            f"loss {result.loss:.4f}  (best {100 * self.best_miou:.2f} % at {self.best_step})"
+        )
+
+    def _stop_at_nonfinite_loss(self, value: float, indices: np.ndarray) -> None:
+        names = [str(self.train_set.pairs[int(index)].image) for index in indices]
+        path = self.plan.folder / f"nonfinite_loss_step{self.step + 1}.json"
+        with atomic_write(path) as stream:
+            json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
+        raise UserError(
+            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's pictures are in {path}; "
+            f"lower --learning-rate, or look at those pictures; checkpoints are untouched"
+        )
+
+
+def main() -> None:
+    """The command."""
+    args = parse_args()
+    plan = plan_run(args)
+    if plan.is_finished:
+        print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
+        return
+    keep_freed_memory()
+    trainer = Trainer(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    advice = f"go on with --resume {plan.folder} and a smaller --micro-batch, or start anew with a smaller --crop-size"
+    with memory_errors_explained(advice):
+        if args.fit_memory:
+            trainer.fit_memory()
+        trainer.run()
+    share = trainer.data_seconds / trainer.seconds
+    print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
+    print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
+    print(f"{TABLE_HEADER}\n{table_row(read_run(plan.folder))}")
+    print(f"curve: {plan.folder}/curve.png")
+
+
+def parse_args() -> argparse.Namespace:
+    """The words of the command line; run `--help` for their meaning."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML file, or the name of one in configs/")
+    add("--paper", action="store_true", help="the paper's recipe, its batch through gradient accumulation")
+    add("--background", action="store_true", help="ADE20K with its label 0 as class 0 of 151, not ignored")
+    add("--epochs", type=int, metavar="N", help="total passes over the training pictures, in place of --iters")
+    add("--fit-memory", action="store_true", help="measure how many pictures fit at once and set --micro-batch so")
+    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go (default output)")
+    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest"
+    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
+    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
+    add_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
