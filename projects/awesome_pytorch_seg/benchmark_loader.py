@@ -8,8 +8,8 @@ Both decode a 1024x2048 picture and its labelIds, map the ids, mirror every othe
 use one core; CPU seconds are counted, so that other work on the machine disturbs little. The ways take turns over the
 same pictures; times are medians over the turns, a ratio has the range of the single turns' ratios.
 
-"original" is written here from what the original's loader does, in its order, with Pillow and torchvision. Its Gaussian
-blur (every other picture) has no counterpart in ours, our colour jitter (off here) none in it.
+"original" is written here from what the original's loader does, in its order, with Pillow and torchvision. Both blur
+every other picture; our colour jitter is off, it has none.
 
 Writes loader.csv and env.json into --output (default: output/benchmark_loader_<date>_<time>).
 """
@@ -50,7 +50,7 @@ SIZE, BASE, CROP = (1024, 2048), 520, 480
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = label_set("cityscapes")
 STAGE = StageConfig(share=1.0, scales=(BASE / 2 / SIZE[0], 2 * BASE / SIZE[0]), crop_size=(CROP, CROP))
-AUGMENT = AugmentConfig(color_jitter=0.0, flip_probability=0.5, stages=(STAGE,))
+AUGMENT = AugmentConfig(color_jitter=0.0, flip_probability=0.5, stages=(STAGE,), blur_probability=0.5)
 
 Way = Callable[[Pair, np.random.Generator], Any]
 

@@ -11,9 +11,12 @@ import json
 import os
 from typing import Any
 
+from awesome_pytorch_seg.config import Config, ModelConfig
+from awesome_pytorch_seg.models import build_model
 from awesome_pytorch_seg.optimizer import WeightAverage
 from common.cli import UserError
 from common.files import atomic_write
+from common.typed_config import config_from_text
 
 import safetensors
 import safetensors.torch
@@ -86,6 +89,46 @@ def read_state(path: str | os.PathLike) -> TrainState:
     for name in ("class_names", "mean", "std"):
         values[name] = tuple(values[name])
     return TrainState(**values)
+
+
+def read_experiment(path: str | os.PathLike) -> tuple[TrainState, Config]:
+    """Reads what a checkpoint says besides tensors, and the experiment in it.
+
+    Raises:
+        UserError: See `read_state`; an experiment that this version does not know.
+    """
+    state = read_state(path)
+    return state, config_from_text(Config, state.config_text, f"config in {path}")
+
+
+def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network of an experiment.
+
+    Raises:
+        UserError: See `models.build_model`.
+    """
+    return build_model(
+        config.name,
+        config.backbone,
+        num_classes,
+        output_stride=config.output_stride,
+        backbone_weights=config.backbone_weights,
+    )
+
+
+def load_network(path: str | os.PathLike, class_names: tuple[str, ...] | None = None) -> nn.Module:
+    """The network of a checkpoint with the weights that are evaluated, in evaluation mode on the CPU.
+
+    `class_names` are those of the data that it will meet; None takes the checkpoint's own.
+
+    Raises:
+        UserError: See `load_evaluated`.
+    """
+    state, config = read_experiment(path)
+    bare = dataclasses.replace(config.model, backbone_weights=None)  # the checkpoint holds the backbone as well
+    model = build_network(bare, len(state.class_names))
+    load_evaluated(path, model, class_names or state.class_names)
+    return model.eval()
 
 
 def load_model(path: str | os.PathLike, model: nn.Module, class_names: tuple[str, ...]) -> TrainState:

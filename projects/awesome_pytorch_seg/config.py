@@ -16,19 +16,26 @@ from common.typed_config import load_config
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
+def _require(condition: bool, key: str, rule: str) -> None:
+    if not condition:
+        raise UserError(f"{key} must be {rule}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network and the weights that it starts from."""
 
     name: str  # a key of models.MODELS
     backbone: str | None  # null: the network's default, or none where it is of one piece
+    backbone_weights: str | None = None  # a local file of ImageNet weights; null: random weights
+    output_stride: int | None = None  # of the backbone's last features; null: the network's own
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is learnt from: list files under a root, labels read through the data set's table."""
 
-    dataset: str  # a name of common/labels.py, or "custom" (classes.yaml in the root)
+    dataset: str  # a name of common/labels.py, "custom" (classes.yaml in the root), or "toy" (the embedded data)
     root: str
     train_list: str  # relative to root
     val_list: str
@@ -41,9 +48,7 @@ class StageConfig:
     """A part of the training with its own sizes: small pictures first are cheap."""
 
     share: float  # of all iterations; the shares of all stages add up to 1
-    scales: tuple[
-        float, float
-    ]  # each picture is resized by a factor drawn from this range, small ones as often as large
+    scales: tuple[float, float]  # the range of the factor on a picture's sides, small ones as likely as large
     crop_size: tuple[int, int]  # smaller pictures are padded: with the mean colour, and with ignored pixels
 
     def __post_init__(self) -> None:
@@ -54,15 +59,19 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Training transforms, in the order in which they are applied."""
+    """Training transforms."""
 
     color_jitter: float  # brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]
     flip_probability: float
     stages: tuple[StageConfig, ...]
+    base_size: int | None = None  # the shorter side of a picture that `scales` are factors on; null: as it is
+    blur_probability: float = 0.0  # of a Gaussian blur with a standard deviation of U[0, 1] pixels
 
     def __post_init__(self) -> None:
         _require(0 <= self.color_jitter < 1, "color_jitter", "in [0, 1)")
         _require(0 <= self.flip_probability <= 1, "flip_probability", "in [0, 1]")
+        _require(0 <= self.blur_probability <= 1, "blur_probability", "in [0, 1]")
+        _require(self.base_size is None or self.base_size >= 16, "base_size", "at least 16 pixels, or null")
         _require(
             abs(sum(stage.share for stage in self.stages) - 1) < 1e-6, "stages", "such that the shares add up to 1"
         )
@@ -149,9 +158,11 @@ class TrainConfig:
     checkpoint_every: int
     log_every: int
     seed: int
+    accumulate: int = 1  # a batch goes through in so many parts, whose gradients are averaged: less memory
+    compile: bool = False  # torch.compile: minutes at the start, for a faster step
 
     def __post_init__(self) -> None:
-        for name in ("iters", "batch_size", "eval_every", "checkpoint_every", "log_every"):
+        for name in ("iters", "batch_size", "eval_every", "checkpoint_every", "log_every", "accumulate"):
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(self.num_workers >= 0, "num_workers", "0 or more")
         _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2**31")
@@ -162,23 +173,63 @@ class EvalProtocol:
     """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
 
     Each of `scales` resizes the picture; logits are enlarged to the label's size, class probabilities are averaged over
-    scales and flips; labels are never resized.
+    scales, flips and windows. Labels are never resized but by `centre_crop`, which is there because the original
+    project's table was measured so.
     """
 
     scales: tuple[float, ...]
     flip: bool
+    window: tuple[int, int] | None = None  # the network sees windows of this size; null: the whole picture at once
+    stride: tuple[int, int] | None = None  # from window to window; less than the window where they overlap
+    centre_crop: int | None = None  # first the square in the middle of picture AND label, at this shorter side
 
     def __post_init__(self) -> None:
         _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
+        _require((self.window is None) == (self.stride is None), "window", "given together with stride")
+        if self.window is not None:
+            _require(min(self.window) >= 16, "window", "at least 16 pixels a side")
+            fits = all(0 < step <= side for step, side in zip(self.stride, self.window, strict=True))
+            _require(fits, "stride", "positive and at most the window")
+        _require(self.centre_crop is None or self.centre_crop >= 16, "centre_crop", "at least 16 pixels, or null")
+
+    @property
+    def averages(self) -> bool:
+        """Whether a pixel's scores come from more than one forward."""
+        return len(self.scales) > 1 or self.flip or self.window is not None
 
     @property
     def short_name(self) -> str:
-        """For file names: "ss", "ms_flip"."""
-        return f"{'ss' if self.scales == (1.0,) else 'ms'}{'_flip' if self.flip else ''}"
+        """For file names: "ss", "ms_flip", "ss_slide480x480", "ss_centre480"."""
+        parts = ["ss" if self.scales == (1.0,) else "ms"]
+        if self.flip:
+            parts.append("flip")
+        if self.window is not None:
+            parts.append("slide{}x{}".format(*self.window))
+        if self.centre_crop is not None:
+            parts.append(f"centre{self.centre_crop}")
+        return "_".join(parts)
 
     def __str__(self) -> str:
-        scales = "ss" if self.scales == (1.0,) else "ms " + "/".join(f"{s:g}" for s in self.scales)
-        return f"{scales}{', flip' if self.flip else ''}, whole image"
+        parts = ["ss" if self.scales == (1.0,) else "ms " + "/".join(f"{scale:g}" for scale in self.scales)]
+        if self.flip:
+            parts.append("flip")
+        parts.append(
+            "whole image" if self.window is None else "slide {}x{} by {}x{}".format(*self.window, *self.stride)
+        )
+        if self.centre_crop is not None:
+            parts.append(f"centre crop {self.centre_crop} of picture and label (labels resized)")
+        return ", ".join(parts)
+
+
+PROTOCOLS = {
+    "ss": EvalProtocol((1.0,), flip=False),
+    "flip": EvalProtocol((1.0,), flip=True),
+    "ms": EvalProtocol((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=False),
+    "ms-flip": EvalProtocol((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True),
+    "slide-480": EvalProtocol((1.0,), flip=False, window=(480, 480), stride=(320, 320)),
+    "centre-crop-480": EvalProtocol((1.0,), flip=False, centre_crop=480),
+}
+"""Protocols by name: `eval.py --protocol NAME`. The last one is the original project's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,8 +269,3 @@ def read_config(name: str, overrides: list[str] | None = None) -> Config:
 def config_names() -> list[str]:
     """The names of the files in `configs/`."""
     return sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
-
-
-def _require(condition: bool, key: str, rule: str) -> None:
-    if not condition:
-        raise UserError(f"{key} must be {rule}")

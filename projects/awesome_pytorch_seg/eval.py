@@ -1,8 +1,11 @@
 """Evaluates a network under one named protocol.
 
     python eval.py --weights output/<run>/best.safetensors                      # the run's own data and protocol
-    python eval.py --weights W.safetensors --scales 0.75 1 1.25 --flip          # multi-scale and flip
-    python eval.py --weights W.safetensors --data data/camvid --split val --output eval_out
+    python eval.py --model fcn32s --backbone vgg16 --dataset pascal_voc         # the latest such run under output/
+    python eval.py --weights W.safetensors --protocol ms-flip                   # also: ss flip ms slide-480
+    python eval.py --weights W.safetensors --protocol centre-crop-480           # the original project's numbers
+    python eval.py --weights W.safetensors --scales 0.75 1 1.25 --flip --window 713 713 --stride 475 475
+    torchrun --nproc_per_node 2 eval.py --weights W.safetensors --data data/camvid --split val --output eval_out
 
 Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
 weights). Of a checkpoint with a running mean of the weights, that mean is evaluated, as in training.
@@ -13,19 +16,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from awesome_pytorch_seg.checkpoint import load_evaluated, read_state
-from awesome_pytorch_seg.config import Config, DataConfig, EvalProtocol
+from awesome_pytorch_seg import processes
+from awesome_pytorch_seg.checkpoint import load_network, read_experiment
+from awesome_pytorch_seg.config import PROTOCOLS, DataConfig, EvalProtocol
 from awesome_pytorch_seg.data.dataset import open_list, with_root
-from awesome_pytorch_seg.data.transforms import normalize
+from awesome_pytorch_seg.data.transforms import centre_crop, normalize
 from awesome_pytorch_seg.losses import mean_cross_entropy
-from awesome_pytorch_seg.models import build_model
-from common.cli import run_command
+from awesome_pytorch_seg.runs import find_weights
+from common.cli import UserError, run_command
 from common.list_dataset import ListDataset
 from common.metrics import ConfusionMatrix
 from common.run_log import Evaluation, RunLog, print_scores
-from common.typed_config import config_from_text
 
 import numpy as np
 import torch
@@ -37,83 +41,148 @@ from tqdm import tqdm
 def class_scores(model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol) -> torch.Tensor:
     """Scores whose argmax is the prediction and whose softmax are the probabilities.
 
-    One scale without flip: the logits. Otherwise: the logarithm of the mean of the probabilities.
+    One scale, not mirrored, the whole picture: the logits. Otherwise: the logarithm of the mean of the probabilities.
 
     Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
     """
-    height, width = image.shape[2:]
+    if not protocol.averages:
+        (scale,) = protocol.scales
+        return _resize(model(_scaled(image, scale)).float(), size)
     total, count = None, 0
     for scale in protocol.scales:
-        resized = _resize(image, (round(height * scale), round(width * scale)))
+        resized = _scaled(image, scale)
         for flipped in (False, True) if protocol.flip else (False,):
-            logits = model(resized.flip(3) if flipped else resized).float()
-            logits = _resize(logits.flip(3) if flipped else logits, size)
-            if len(protocol.scales) == 1 and not protocol.flip:
-                return logits
-            probs = F.softmax(logits, dim=1)
+            probs = _probabilities(model, resized.flip(3) if flipped else resized, size, protocol)
+            probs = probs.flip(3) if flipped else probs
             total, count = (probs if total is None else total + probs), count + 1
     return torch.log((total / count).clamp(min=1e-12))
+
+
+def _probabilities(
+    model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol
+) -> torch.Tensor:
+    """(1, 3, H, W) -> (1, num_classes, *size), the mean over windows where there are any."""
+    if protocol.window is None:
+        return F.softmax(_resize(model(image).float(), size), dim=1)
+    height, width = image.shape[2:]
+    window_height, window_width = protocol.window
+    # What is smaller than a window is filled up with the mean colour.
+    image = F.pad(image, (0, max(0, window_width - width), 0, max(0, window_height - height)))
+    total, times = None, image.new_zeros(image.shape[2:])
+    for window in windows(image.shape[2:], protocol.window, protocol.stride):
+        probs = F.softmax(model(image[(..., *window)]).float(), dim=1)  # (1, C, window height, window width)
+        if total is None:
+            total = probs.new_zeros(1, probs.shape[1], *image.shape[2:])
+        total[(..., *window)] += probs
+        times[window] += 1
+    return _resize((total / times)[..., :height, :width], size)
+
+
+def windows(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """Windows that cover a picture of `size`, the last ones moved back so that they end where it ends."""
+    starts = []
+    for length, side, step in zip(size, window, stride, strict=True):
+        last = length - side
+        starts.append([*range(0, last, step), last])
+    for top in starts[0]:
+        for left in starts[1]:
+            yield slice(top, top + window[0]), slice(left, left + window[1])
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, dataset: ListDataset, data: DataConfig, protocol: EvalProtocol, description: str = "evaluate"
 ) -> Evaluation:
-    """Evaluates every picture once, in float32; labels are never resized; the model's mode is kept."""
+    """Evaluates every picture once, in float32, shared among the processes of a run; the model's mode is kept.
+
+    Every process gets the result of the whole set. No picture is counted twice, also where the shares differ.
+    """
     start = time.perf_counter()
     device = next(model.parameters()).device
+    rank = processes.rank()
     matrix = ConfusionMatrix(dataset.labels.num_classes)
     loss_sum, valid_pixels = 0.0, 0
     was_training = model.training
     model.eval()
-    for index in tqdm(range(len(dataset)), desc=description, unit="image", leave=False, disable=None):
-        sample = dataset.load(index)
-        image = torch.from_numpy(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
-        scores = class_scores(model, image.to(device), sample.label.shape, protocol)
-        matrix.update(sample.label, scores.argmax(dim=1)[0].cpu().numpy())
-        label = torch.from_numpy(sample.label[None].astype(np.int64)).to(device)
+    mine = range(rank, len(dataset), processes.world_size())
+    for index in tqdm(mine, desc=description, unit="image", leave=False, disable=True if rank else None):
+        picture, ids, _ = dataset.load(index)
+        if protocol.centre_crop is not None:
+            picture, ids = centre_crop(picture, ids, protocol.centre_crop)
+        image = torch.from_numpy(normalize(picture, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
+        scores = class_scores(model, image.to(device), ids.shape, protocol)
+        matrix.update(ids, scores.argmax(dim=1)[0].cpu().numpy())
+        label = torch.from_numpy(ids[None].astype(np.int64)).to(device)
         image_loss, image_pixels = mean_cross_entropy(scores, label)
         loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels
     model.train(was_training)
-    loss = loss_sum / valid_pixels if valid_pixels else float("nan")
+    matrix.matrix = processes.sum_over_processes(matrix.matrix)
+    loss_sum, valid_pixels = processes.sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
+    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 
 def main() -> None:
     """The command."""
     args = _parse_args()
-    state = read_state(args.weights)
-    config = config_from_text(Config, state.config_text, f"config in {args.weights}")
+    device = processes.join(torch.cuda.is_available() and not args.no_cuda)
+    weights = args.weights or find_weights(args.model, args.backbone, args.dataset, Path("output"))
+    state, config = read_experiment(weights)
     data = with_root(config.data, args.data)
-    protocol = config.eval
-    if args.scales is not None:
-        protocol = dataclasses.replace(protocol, scales=tuple(args.scales))
-    if args.flip:
-        protocol = dataclasses.replace(protocol, flip=True)
+    protocol = _protocol(args, config.eval)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
-    labels = dataset.labels
-    model = build_model(config.model.name, config.model.backbone, labels.num_classes)
-    load_evaluated(args.weights, model, labels.class_names)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_network(weights, dataset.labels.class_names).to(device)
     result = evaluate(model, dataset, data, protocol)
-    print_scores(result, labels.class_names, protocol, args.split)
-    output = args.output or Path(args.weights).parent / f"eval_{args.split}_{protocol.short_name}"
-    RunLog(output).log_eval(state.step, args.split, str(protocol), result, labels.class_names)
-    print(f"written: {output}/eval.csv, {output}/per_class.csv")
+    if processes.rank() == 0:
+        print_scores(result, state.class_names, protocol, args.split)
+        output = args.output or Path(weights).parent / f"eval_{args.split}_{protocol.short_name}"
+        RunLog(output).log_eval(state.step, args.split, str(protocol), result, state.class_names)
+        print(f"written: {output}/eval.csv, {output}/per_class.csv")
+    processes.leave()
+
+
+def _protocol(args: argparse.Namespace, own: EvalProtocol) -> EvalProtocol:
+    """The named protocol, or the run's own, with what single words change of it."""
+    protocol = PROTOCOLS[args.protocol] if args.protocol else own
+    changes = {}
+    if args.scales is not None:
+        changes["scales"] = tuple(args.scales)
+    if args.flip:
+        changes["flip"] = True
+    if args.stride is not None and args.window is None:
+        raise UserError("--stride says how far windows are apart: give --window too")
+    if args.window is not None:
+        changes["window"] = tuple(args.window)
+        changes["stride"] = tuple(args.stride or (max(1, side * 2 // 3) for side in args.window))
+    return dataclasses.replace(protocol, **changes)
 
 
 def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the run's own)")
-    parser.add_argument(
-        "--split", default="val", help="train, val, or the name of another list in the root (default: val)"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
-    parser.add_argument("--scales", type=float, nargs="+", metavar="S", help="multi-scale factors (default: the run's)")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    for flag in ("--model", "--backbone", "--dataset"):
+        add(flag, help="instead of --weights: the best checkpoint of the latest such run under output/")
+    add("--data", metavar="DIR", help="root of the data set (default: the run's own)")
+    add("--split", default="val", help="train, val, or the name of another list in the root (default: val)")
+    add("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
+    add("--protocol", choices=list(PROTOCOLS), help="default: the run's; the words below change single points of it")
+    add("--scales", type=float, nargs="+", metavar="S", help="factors on the picture's sides")
+    add("--flip", action="store_true", help="average with the mirrored picture")
+    add("--window", type=int, nargs=2, metavar=("H", "W"), help="slide a window over the picture")
+    add("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
+    add("--no-cuda", action="store_true", help="evaluate on the CPU though there is a GPU")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from old launchers, see flags.py
+    args = parser.parse_args()
+    if bool(args.weights) == bool(args.model):
+        raise UserError("name what to evaluate: --weights FILE, or --model NAME with --backbone and --dataset")
+    return args
+
+
+def _scaled(image: torch.Tensor, scale: float) -> torch.Tensor:
+    height, width = image.shape[2:]
+    return _resize(image, (round(height * scale), round(width * scale)))
 
 
 def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

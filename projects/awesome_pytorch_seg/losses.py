@@ -1,4 +1,4 @@
-"""Losses of one output's pixels, and of the outputs of networks with auxiliary heads.
+"""Losses of one output's pixels, and of all outputs of a network, as its paper puts them together.
 
 With nothing to learn (every pixel ignored) each loss is 0 with zero gradient. All are computed in float32.
 """
@@ -127,12 +127,72 @@ class PixelLoss(nn.Module):
 
 
 class OutputsLoss(nn.Module):
-    """The pixel loss of the main output plus `aux_weight` times that of each auxiliary one.
+    """The pixel loss of the main output plus a weight times that of each auxiliary one.
 
     Outputs smaller than the label are enlarged to it. Its parts are "main" and "aux" (0 without auxiliary outputs).
+
+    Args:
+        pixel_loss: The loss of one output.
+        aux_weight: The paper's, where the outputs belong together; None takes the experiment's.
     """
 
-    names = ("main", "aux")
+    names: tuple[str, ...] = ("main", "aux")
+
+    def __init__(self, pixel_loss: PixelLoss, aux_weight: float | None = None):
+        super().__init__()
+        self.pixel_loss = pixel_loss
+        self.aux_weight = pixel_loss.aux_weight if aux_weight is None else aux_weight
+
+    def forward(
+        self, outputs: tuple[torch.Tensor, ...], label: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns (total, parts)."""
+        losses = [self.pixel_loss(_at_label_size(logits, label), label) for logits in outputs]
+        main, aux = losses[0], sum(losses[1:], torch.zeros((), device=label.device))
+        return main + self.aux_weight * aux, {"main": main, "aux": aux}
+
+
+class EncNetLoss(OutputsLoss):
+    """EncNet's: main and auxiliary loss, and 0.2 times the semantic encoding loss, "presence".
+
+    That one is binary cross entropy between the presence logits and which classes occur in the picture's label;
+    pictures without a valid pixel are left out.
+
+    Shapes: outputs (logits, presence logits (B, num_classes), auxiliary logits), label int64 (B, H, W).
+
+    Reference: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, section 2 (SE-loss) and
+        implementation details (weight 0.2).
+    """
+
+    names = ("main", "aux", "presence")
+    presence_weight = 0.2
+
+    def forward(
+        self, outputs: tuple[torch.Tensor, ...], label: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns (total, parts)."""
+        logits, presence_logits, aux_logits = outputs
+        total, parts = super().forward((logits, aux_logits), label)
+        present = classes_present(label, presence_logits.shape[1])
+        learnable = present.any(1)
+        loss = F.binary_cross_entropy_with_logits(presence_logits.float(), present.float(), reduction="none").mean(1)
+        presence = (loss * learnable).sum() / learnable.sum().clamp(min=1)
+        return total + self.presence_weight * presence, {**parts, "presence": presence}
+
+
+class ICNetLoss(nn.Module):
+    """ICNet's cascade label guidance: pixel losses at strides 4, 8 and 16, each with the label at that size.
+
+    Labels are made smaller by picking pixels, never mixing them. The parts are "main", "guide8" and "guide16".
+
+    Shapes: outputs (logits at stride 4, 8, 16), label int64 (B, H, W).
+
+    Reference: Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resolution Images", ECCV 2018, section
+        3.4; weights 1, 0.4 and 0.16 in its implementation details.
+    """
+
+    names = ("main", "guide8", "guide16")
+    weights = (1.0, 0.4, 0.16)
 
     def __init__(self, pixel_loss: PixelLoss):
         super().__init__()
@@ -142,9 +202,25 @@ class OutputsLoss(nn.Module):
         self, outputs: tuple[torch.Tensor, ...], label: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns (total, parts)."""
-        losses = [self.pixel_loss(_at_label_size(logits, label), label) for logits in outputs]
-        main, aux = losses[0], sum(losses[1:], torch.zeros((), device=label.device))
-        return main + self.pixel_loss.aux_weight * aux, {"main": main, "aux": aux}
+        losses = [self.pixel_loss(logits, shrink_label(label, logits.shape[2:])) for logits in outputs]
+        total = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
+        return total, dict(zip(self.names, losses, strict=True))
+
+
+def classes_present(label: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Which classes occur in each label. Int64 (B, H, W) -> bool (B, num_classes)."""
+    ids = label.where(label != IGNORE, num_classes).flatten(1)  # ignored pixels count for one class more
+    present = torch.zeros(len(label), num_classes + 1, dtype=torch.bool, device=label.device)
+    return present.scatter(1, ids, True)[:, :num_classes]
+
+
+def shrink_label(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Picks the pixels nearest to those of a smaller map whose corners lie on the label's. (B, H, W) -> (B, h, w)."""
+    rows, columns = (
+        torch.linspace(0, old - 1, new, device=label.device).round().long()
+        for old, new in zip(label.shape[1:], size, strict=True)
+    )
+    return label[:, rows[:, None], columns]
 
 
 def _at_label_size(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

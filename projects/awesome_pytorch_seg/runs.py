@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+from functools import partial
 from pathlib import Path
 
-from awesome_pytorch_seg.checkpoint import read_state
-from awesome_pytorch_seg.config import CONFIG_DIR, Config, config_names, read_config
-from awesome_pytorch_seg.data.dataset import open_list, with_root
+from awesome_pytorch_seg import processes
+from awesome_pytorch_seg.checkpoint import read_experiment, read_state
+from awesome_pytorch_seg.config import CONFIG_DIR, Config, read_config
+from awesome_pytorch_seg.data.names import dataset_name
+from awesome_pytorch_seg.flags import BASE_CONFIG, apply_flags, choose_config
 from awesome_pytorch_seg.lr_schedule import learning_rate
+from awesome_pytorch_seg.models import ALIASES, MODELS
 from common.cli import UserError, did_you_mean
-from common.run_log import git_commit, run_id
+from common.run_log import git_commit, read_run, run_id
 from common.typed_config import config_from_text
-
-# Flags of the original project and the config keys that they set.
-FLAG_KEYS = {
-    "model": "model.name",
-    "backbone": "model.backbone",
-    "dataset": "data.dataset",
-    "lr": "optimizer.learning_rate",
-    "momentum": "optimizer.momentum",
-    "weight_decay": "optimizer.weight_decay",
-    "aux_weight": "loss.aux_weight",
-    "batch_size": "train.batch_size",
-    "workers": "train.num_workers",
-    "amp": "train.amp",
-    "channels_last": "train.channels_last",
-    "seed": "train.seed",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,72 +50,38 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         folder, checkpoint = _find_run(args.resume, args.output)
         if folder is not None:
             return _plan_resume(args, folder, checkpoint)
-        print(f"no run under {args.output} yet: starting one", flush=True)
-    name = args.config or _config_for_flags(args)
-    config = _config_of(args, name)
-    config_name = Path(name).name.removesuffix(".yaml")
+        processes.say(f"no run under {args.output} yet: starting one")
+    name, run_name = choose_config(args)
+    config = apply_flags(partial(read_config, name), args, name == BASE_CONFIG)
+    if name != args.config:
+        processes.say(f"config {name}" + (f" for {run_name}" if name != run_name else ""))
     commit, _ = git_commit(CONFIG_DIR)
-    folder = _new_folder(args.output, run_id(config_name, config.train.seed, commit))
-    return RunPlan(config, config_name, folder, None, args.data)
-
-
-def _config_for_flags(args: argparse.Namespace) -> str:
-    """The config of --model, --backbone and --dataset: the file named after as many of them as possible."""
-    if args.model is None or args.dataset is None:
-        raise UserError(
-            f"name an experiment: --config NAME, or --model and --dataset; configs: {', '.join(config_names())}"
-        )
-    known = config_names()
-    candidates = (f"{args.model}_{args.backbone}_{args.dataset}", f"{args.model}_{args.dataset}", args.dataset)
-    for name in candidates:
-        if name in known:
-            print(f"config {name}", flush=True)
-            return name
-    raise UserError(f"no config for {args.model} on {args.dataset} in configs/: {did_you_mean(candidates[1], known)}")
-
-
-def _config_of(args: argparse.Namespace, name: str) -> Config:
-    given = {key: getattr(args, flag) for flag, key in FLAG_KEYS.items()}
-    overrides = [f"{key}={value}" for key, value in given.items() if value is not None] + args.overrides
-    config = read_config(name, overrides)
-    iters = _iters_asked(args, config)
-    if iters is None:
-        return config
-    warmup = config.schedule.warmup_iters * iters // config.train.iters
-    return read_config(name, [*overrides, f"train.iters={iters}", f"schedule.warmup_iters={warmup}"])
-
-
-def _iters_asked(args: argparse.Namespace, config: Config) -> int | None:
-    """--iters, or --epochs in iterations."""
-    if args.epochs is None:
-        return args.iters
-    if args.iters is not None:
-        raise UserError("--iters and --epochs both say how long to train: give one")
-    pictures = len(open_list(with_root(config.data, args.data), config.data.train_list))
-    return math.ceil(args.epochs * pictures / config.train.batch_size)
+    folder = _new_folder(args.output, run_id(run_name, config.train.seed, commit))
+    return RunPlan(config, run_name, folder, None, args.data)
 
 
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
     if checkpoint is None:  # stopped before its first checkpoint
-        step, config = 0, read_config(str(folder / "config.yaml"))
+        step, text, where = 0, (folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml")
     else:
         state = read_state(checkpoint)
-        step, config = state.step, config_from_text(Config, state.config_text, f"config in {checkpoint}")
+        step, text, where = state.step, state.config_text, f"config in {checkpoint}"
+    read_stored = partial(config_from_text, Config, text, where)
+    config = read_stored()
     config_name = folder.name.rsplit(f"_s{config.train.seed}_", 1)[0]
-    _refuse_other_experiment(config, args, config_name)
-    if args.iters is not None and args.iters != config.train.iters:
-        config = _extend(config, args, step)
-    print(f"resuming {folder} at step {step} of {config.train.iters}", flush=True)
+    asked = apply_flags(partial(read_config, args.config) if args.config else read_stored, args, is_base=False)
+    changes_length = args.iters is not None or args.epochs is not None
+    _refuse_other_experiment(config, asked, changes_length)
+    if changes_length and asked.train.iters != config.train.iters:
+        config = _extend(config, asked.train.iters, step, args.extend)
+    processes.say(f"resuming {folder} at step {step} of {config.train.iters}")
     return RunPlan(config, config_name, folder, checkpoint, args.data, is_finished=step >= config.train.iters)
 
 
-def _refuse_other_experiment(config: Config, args: argparse.Namespace, config_name: str) -> None:
+def _refuse_other_experiment(config: Config, asked: Config, changes_length: bool) -> None:
     """A resumed run keeps its experiment: the same flags again are fine, others are not."""
-    if not (args.config or args.overrides or args.epochs or any(getattr(args, flag) is not None for flag in FLAG_KEYS)):
-        return
-    asked = dataclasses.asdict(_config_of(args, args.config or config_name))
-    stored = dataclasses.asdict(config)
-    if args.iters is not None:  # judged by --extend
+    asked, stored = dataclasses.asdict(asked), dataclasses.asdict(config)
+    if changes_length:  # judged by --extend
         asked["train"]["iters"] = stored["train"]["iters"]
         asked["schedule"]["warmup_iters"] = stored["schedule"]["warmup_iters"]
     sections = [name for name, value in asked.items() if isinstance(value, dict)]
@@ -140,19 +93,43 @@ def _refuse_other_experiment(config: Config, args: argparse.Namespace, config_na
         )
 
 
-def _extend(config: Config, args: argparse.Namespace, step: int) -> Config:
+def _extend(config: Config, iters: int, step: int, allowed: bool) -> Config:
     old, new = (
-        learning_rate(min(step, iters), iters, config.optimizer.learning_rate, config.schedule)
-        for iters in (config.train.iters, args.iters)
+        learning_rate(min(step, total), total, config.optimizer.learning_rate, config.schedule)
+        for total in (config.train.iters, iters)
     )
-    plan = f"from {config.train.iters} to {args.iters} iterations"
+    plan = f"from {config.train.iters} to {iters} iterations"
     change = f"{plan}: at step {step} the rate goes from {old:.3g} to {new:.3g}"
-    if not args.extend:
+    if not allowed:
         raise UserError(f"this run was planned otherwise, --iters changes it {change}: add --extend if you mean it")
-    if args.iters < step:
-        raise UserError(f"the run is at step {step} already, --iters {args.iters} is less: give more")
-    print(f"extended {change}", flush=True)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, iters=args.iters))
+    if iters < step:
+        raise UserError(f"the run is at step {step} already, --iters {iters} is less: give more")
+    processes.say(f"extended {change}")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, iters=iters))
+
+
+def find_weights(model: str, backbone: str | None, dataset: str | None, output: Path) -> Path:
+    """The best checkpoint of the latest run under `output` of a network on a data set; None is any.
+
+    Raises:
+        UserError: An unknown name, or there is no such run.
+    """
+    model = ALIASES.get(model, model)
+    if model not in MODELS:
+        raise UserError(f"unknown network '{model}': {did_you_mean(model, list(MODELS))}")
+    default_backbone = next(iter(MODELS[model].backbones), None)
+    labels = None if dataset is None else dataset_name(dataset).label_set or "custom"
+    for path in sorted(output.glob("*/best.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        if read_run(path.parent).env["project"] != "awesome_pytorch_seg":
+            continue
+        config = read_experiment(path)[1]
+        has_model = ALIASES.get(config.model.name, config.model.name) == model
+        has_backbone = backbone in (None, config.model.backbone or default_backbone)
+        if has_model and has_backbone and labels in (None, config.data.dataset):
+            return path
+    given = {"--model": model, "--backbone": backbone, "--dataset": dataset}
+    words = " ".join(f"{flag} {value}" for flag, value in given.items() if value)
+    raise UserError(f"no trained run under {output} of {words}: name a file with --weights, or run train.py {words}")
 
 
 def _find_run(where: str, output: Path) -> tuple[Path | None, Path | None]:
@@ -177,6 +154,7 @@ def _new_folder(output: Path, name: str) -> Path:
     number = 1
     while (_numbered(output, name, number) / "config.yaml").exists():
         number += 1
+    number = processes.agree(number)  # process 0 may have begun to write when another looks
     return _numbered(output, name, number)
 
 

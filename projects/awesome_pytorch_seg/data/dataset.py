@@ -6,27 +6,36 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.config import Config, DataConfig, StageConfig
 from awesome_pytorch_seg.data.transforms import augment, normalize
 from common.cli import UserError
 from common.labels import LabelSet, label_set, load_custom
-from common.list_dataset import ListDataset, find_root
+from common.list_dataset import REPOSITORY, ListDataset, draw_toy, find_root
 from common.train_stream import BatchLoader, TrainStream
 
 import numpy as np
 
+TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
+
 
 def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
-    """The config with `root` (or its own root) found on this machine.
+    """The config with `root` (or its own root) found on this machine; the embedded data set is drawn when missing.
 
     Raises:
         UserError: There is no such folder.
     """
     wanted = root or data.root
     found = find_root(wanted)
+    if data.dataset == "toy" and root is None:
+        found = found or REPOSITORY / wanted
+        if processes.rank() == 0:
+            draw_toy("cityscapes", found, TOY_TRAIN, TOY_VAL, TOY_SIZE)
+        processes.wait_for_all()
     if found is None:
         raise UserError(
-            f"no data set in '{wanted}' (looked here and in the repository): put it there, or give its place as --data"
+            f"no data set in '{wanted}' (looked here and in the repository): give its place as --data, fetch it with "
+            f"data/download.py, or train on the embedded data with --config quickstart"
         )
     return dataclasses.replace(data, root=str(found))
 
@@ -39,7 +48,7 @@ def labels_of(config: DataConfig) -> LabelSet:
     """
     if config.dataset == "custom":
         return load_custom(Path(config.root) / "classes.yaml")
-    return label_set(config.dataset)
+    return label_set("cityscapes" if config.dataset == "toy" else config.dataset)
 
 
 def open_list(config: DataConfig, list_name: str) -> ListDataset:
@@ -66,12 +75,25 @@ def train_stream(dataset: ListDataset, config: Config, stage: StageConfig) -> Tr
 def train_batches(
     dataset: ListDataset, config: Config, first_step: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The batches of all steps from `first_step`, stage after stage.
+    """This process's share of the batches of all steps from `first_step`, stage after stage.
 
     Shapes: yields images float32 (B, 3, h, w), label int64 (B, h, w), pair indices int64 (B,).
+
+    Raises:
+        UserError: The processes cannot share a batch equally.
     """
     train, step = config.train, first_step
     while step < train.iters:
         stage, end = config.augment.stage_at(step, train.iters)
-        yield from BatchLoader(train_stream(dataset, config, stage), train.batch_size, step, end, train.num_workers)
+        stream = train_stream(dataset, config, stage)
+        ours = (train.batch_size, step, end, train.num_workers, processes.rank(), processes.world_size())
+        yield from BatchLoader(stream, *ours)
         step = end
+
+
+def label_pieces(dataset: ListDataset, config: Config, count: int = 128, side: int = 64) -> Iterator[np.ndarray]:
+    """Squares of training labels, as augmented in the last stage, of many pictures. Yields int64 (side, side)."""
+    stream = train_stream(dataset, config, config.augment.stages[-1])
+    for position in range(count):
+        _, label, _ = stream[position]
+        yield label[:side, :side]

@@ -1,23 +1,35 @@
 """Networks of this project: `build_model` is the door, `build_loss` gives the loss that a paper trains with.
 
-Every network gives logits (B, num_classes, H, W) of its input's size in evaluation, and in training a tuple whose first
-is those logits and whose others are what its loss needs. What lies under `model.backbone`, if there is one, can be
-pretrained; the rest is the head.
+Every network gives logits (B, num_classes, H, W) of its input's size in evaluation, and in training the tuple that its
+loss takes, the main logits first. What lies under `model.backbone`, if there is one, can be pretrained; the rest is the
+head.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from awesome_pytorch_seg.config import LossConfig
-from awesome_pytorch_seg.losses import OutputsLoss, PixelLoss
+from awesome_pytorch_seg.losses import EncNetLoss, ICNetLoss, OutputsLoss, PixelLoss
+from awesome_pytorch_seg.models.backbones import DENSENETS, RESNETS, VGGS
+from awesome_pytorch_seg.models.bisenet import BiSeNet
+from awesome_pytorch_seg.models.danet import DANet
+from awesome_pytorch_seg.models.deeplabv3 import DeepLabV3
+from awesome_pytorch_seg.models.denseaspp import DenseASPP
+from awesome_pytorch_seg.models.dunet import DUNet
+from awesome_pytorch_seg.models.encnet import EncNet
 from awesome_pytorch_seg.models.enet import ENet
+from awesome_pytorch_seg.models.fcn import FCN
+from awesome_pytorch_seg.models.icnet import ICNet
+from awesome_pytorch_seg.models.ocnet import OCNet
+from awesome_pytorch_seg.models.pspnet import PSPNet
 from common.cli import UserError, did_you_mean
 
 from torch import nn
 
-__all__ = ["MODELS", "build_loss", "build_model"]
+__all__ = ["ALIASES", "MODELS", "build_loss", "build_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,43 +37,81 @@ class ModelEntry:
     """What is known of a network by name.
 
     Attributes:
-        build: (num_classes=..., and backbone=... if there are backbones) -> network.
+        build: (num_classes=...; backbone=..., backbone_weights=... if there are backbones; output_stride=... if there
+            are output strides) -> network.
         backbones: Names that `backbone` may have, the default first; empty where the network is of one piece.
+        output_strides: What the backbone's output stride may be, the default first; empty where it is fixed.
         loss: Gives the loss of the network's training outputs from the loss of one output's pixels.
     """
 
     build: Callable[..., nn.Module]
     backbones: tuple[str, ...] = ()
+    output_strides: tuple[int, ...] = ()
     loss: Callable[[PixelLoss], nn.Module] = OutputsLoss
 
 
+BOTTLENECK_RESNETS = tuple(name for name in RESNETS if name != "resnet18")
+DILATED_RESNETS = ("resnet50", *(name for name in RESNETS if name != "resnet50"))
+EQUAL_OUTPUTS = partial(OutputsLoss, aux_weight=1.0)
+
 MODELS = {
+    "fcn32s": ModelEntry(partial(FCN, stride=32), VGGS),
+    "fcn16s": ModelEntry(partial(FCN, stride=16), VGGS),
+    "fcn8s": ModelEntry(partial(FCN, stride=8), VGGS),
     "enet": ModelEntry(ENet),
+    "pspnet": ModelEntry(PSPNet, DILATED_RESNETS, (8, 16, 32)),
+    "icnet": ModelEntry(ICNet, ("resnet50_half", *BOTTLENECK_RESNETS), loss=ICNetLoss),
+    "deeplabv3": ModelEntry(DeepLabV3, (*DILATED_RESNETS, "xception65"), (8, 16)),
+    "denseaspp": ModelEntry(DenseASPP, DENSENETS, (8, 16)),
+    "encnet": ModelEntry(EncNet, DILATED_RESNETS, (8, 16, 32), EncNetLoss),
+    "bisenet": ModelEntry(BiSeNet, ("resnet18", "resnet50", "resnet101"), loss=EQUAL_OUTPUTS),
+    "danet": ModelEntry(DANet, DILATED_RESNETS, (8, 16, 32), EQUAL_OUTPUTS),
+    "ocnet_base": ModelEntry(partial(OCNet, variant="base"), DILATED_RESNETS, (8, 16, 32)),
+    "ocnet_pyramid": ModelEntry(partial(OCNet, variant="pyramid"), DILATED_RESNETS, (8, 16, 32)),
+    "ocnet_asp": ModelEntry(partial(OCNet, variant="asp"), DILATED_RESNETS, (8, 16, 32)),
+    "dunet": ModelEntry(DUNet, (*DILATED_RESNETS, "xception65"), (16, 8, 32)),
 }
+ALIASES = {"psp": "pspnet", "ocnet": "ocnet_base"}
+"""Names of the original project."""
 
 
-def build_model(name: str, backbone: str | None = None, num_classes: int = 19) -> nn.Module:
-    """Builds a network with random weights.
+def build_model(
+    name: str,
+    backbone: str | None = None,
+    num_classes: int = 19,
+    *,
+    output_stride: int | None = None,
+    backbone_weights: str | None = None,
+) -> nn.Module:
+    """Builds a network with random weights, or with those of a file in its backbone.
 
     Args:
-        name: A key of `MODELS`.
+        name: A key of `MODELS` or `ALIASES`.
         backbone: One of the network's backbones; None is its first.
         num_classes: Number of classes.
+        output_stride: Of the backbone's last features; None is the network's own.
+        backbone_weights: A local file of the backbone's ImageNet weights.
 
     Raises:
-        UserError: Unknown name, or a backbone that the network cannot have.
+        UserError: Unknown name; a backbone or output stride that the network cannot have; a file that does not fit.
     """
     entry = _entry(name)
-    if not entry.backbones:
-        if backbone is not None:
-            raise UserError(f"network '{name}' is of one piece, it has no backbone '{backbone}': leave backbone out")
-        return entry.build(num_classes=num_classes)
-    backbone = backbone or entry.backbones[0]
-    if backbone not in entry.backbones:
-        raise UserError(
-            f"network '{name}' has no backbone '{backbone}': {did_you_mean(backbone, list(entry.backbones))}"
-        )
-    return entry.build(num_classes=num_classes, backbone=backbone)
+    options = {"num_classes": num_classes}
+    if not entry.backbones and (backbone is not None or backbone_weights is not None):
+        raise UserError(f"network '{name}' is of one piece, it has no backbone '{backbone}': leave backbone out")
+    if entry.backbones:
+        options["backbone"] = backbone or entry.backbones[0]
+        options["backbone_weights"] = backbone_weights
+        if options["backbone"] not in entry.backbones:
+            raise UserError(
+                f"network '{name}' has no backbone '{backbone}': {did_you_mean(backbone, list(entry.backbones))}"
+            )
+    if output_stride is not None:
+        if output_stride not in entry.output_strides:
+            valid = " or ".join(map(str, entry.output_strides)) or "leave it out, this network has its own"
+            raise UserError(f"network '{name}' has no output stride {output_stride}: {valid}")
+        options["output_stride"] = output_stride
+    return entry.build(**options)
 
 
 def build_loss(name: str, config: LossConfig, num_classes: int) -> nn.Module:
@@ -80,6 +130,7 @@ def build_loss(name: str, config: LossConfig, num_classes: int) -> nn.Module:
 
 
 def _entry(name: str) -> ModelEntry:
+    name = ALIASES.get(name, name)
     if name not in MODELS:
         raise UserError(f"unknown network '{name}': {did_you_mean(name, list(MODELS))}")
     return MODELS[name]

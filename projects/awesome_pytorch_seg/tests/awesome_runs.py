@@ -13,6 +13,7 @@ from awesome_pytorch_seg.train import main as train_main
 
 import cv2
 import numpy as np
+import yaml
 
 PROJECT = Path(__file__).parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -66,6 +67,21 @@ def train_words(data, output, iters, *more):
 
 def train(data, output, iters, *more):
     return run_here(train_main, *train_words(data, output, iters, *more))
+
+
+def without_new_keys(config_text):
+    """A config as the first version wrote it."""
+    config = yaml.safe_load(config_text)
+    new = {
+        "model": ("backbone_weights", "output_stride"),
+        "augment": ("base_size", "blur_probability"),
+        "train": ("accumulate", "compile"),
+        "eval": ("window", "stride", "centre_crop"),
+    }
+    for section, keys in new.items():
+        for key in keys:
+            del config[section][key]
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 def run_folder(output):

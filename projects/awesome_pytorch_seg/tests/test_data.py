@@ -1,6 +1,13 @@
 from awesome_pytorch_seg.config import AugmentConfig, StageConfig, read_config
 from awesome_pytorch_seg.data.dataset import open_list, train_batches
-from awesome_pytorch_seg.data.transforms import augment, jitter_color, normalize, random_crop, resize_pair
+from awesome_pytorch_seg.data.transforms import (
+    augment,
+    centre_crop,
+    cut_and_resize,
+    jitter_color,
+    normalize,
+    resize_pair,
+)
 from common.cli import UserError
 
 import numpy as np
@@ -52,10 +59,68 @@ def test_scales_are_drawn_from_the_whole_range():
 
 @pytest.mark.parametrize("size", [(20, 90), (90, 20), (20, 20), (90, 90), (40, 50)])
 def test_crop_of_any_size(size):
+    stage = StageConfig(1.0, (1.0, 1.0), (40, 50))
     image, label = picture(*size)
-    out, ids = random_crop(image, label, (40, 50), FILL, np.random.default_rng(0))
+    out, ids = augment(image, label, AugmentConfig(0.0, 0.0, (stage,)), stage, FILL, np.random.default_rng(0))
     assert out.shape[:2] == ids.shape == (40, 50)
     assert (ids != 255).sum() == min(size[0], 40) * min(size[1], 50)
+
+
+def test_the_window_is_what_a_cut_after_resizing_would_give():
+    image, label = picture(64, 90)
+    places = set()
+    for seed in range(20):
+        out, ids = cut_and_resize(image, label, 2.0, (40, 50), np.random.default_rng(seed))
+        assert out.shape[:2] == ids.shape == (40, 50)
+        top, left = int(out[0, 0, 1]), int(out[0, 0, 2])
+        window = slice(top, top + 20), slice(left, left + 25)
+        assert np.array_equal(ids, label[window].repeat(2, 0).repeat(2, 1))
+        assert np.array_equal(out[::2, ::2, 1:][1:-1, 1:-1], image[window][..., 1:][1:-1, 1:-1])
+        places.add((top, left))
+    assert len(places) > 15
+
+
+def test_a_window_ends_where_the_picture_does():
+    image, label = picture(64, 90)
+    out, ids = cut_and_resize(image, label, 0.5, (40, 30), np.random.default_rng(0))
+    assert out.shape[:2] == ids.shape == (32, 30)
+
+
+def test_scales_are_of_the_base_size_where_there_is_one():
+    stage = StageConfig(1.0, (0.5, 0.5), (20, 40))
+    image, label = picture(80, 160)
+    config = AugmentConfig(0.0, 0.0, (stage,), base_size=40)
+    out, ids = augment(image, label, config, stage, FILL, np.random.default_rng(0))
+    assert (ids != 255).all()
+    assert (abs(out[:, 0, 1] - np.arange(20) * 4.0 - 1.5) <= 1).all()  # the whole picture at a quarter of its sides
+
+
+def test_blur_changes_the_picture_alone():
+    stage = StageConfig(1.0, (1.0, 1.0), (32, 64))
+    image, label = picture(32, 64)
+    changed = []
+    for seed in range(20):
+        for probability in (0.0, 1.0):
+            config = AugmentConfig(0.0, 0.0, (stage,), blur_probability=probability)
+            out, ids = augment(image, label, config, stage, FILL, np.random.default_rng(seed))
+            assert np.array_equal(ids, label)
+            changed.append(not np.array_equal(out, image))
+    assert not any(changed[::2])
+    assert sum(changed[1::2]) > 5  # a blur of next to no width leaves everything as it is
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_centre_crop_by_hand(turned):
+    image, label = picture(40, 81)
+    label = np.broadcast_to(np.arange(81, dtype=np.uint8), (40, 81)).copy()
+    if turned:
+        image, label = image.transpose(1, 0, 2).copy(), label.T.copy()
+    out, ids = centre_crop(image, label, 20)
+    assert out.shape == (20, 20, 3)
+    assert ids.shape == (20, 20)
+    line = ids[:, 0] if turned else ids[0]
+    # 81 columns become 40, column i being the one at (i + 0.5) * 81 / 40; the middle 20 begin with number 10.
+    assert line.tolist() == [int((i + 0.5) * 81 / 40) for i in range(10, 30)]
 
 
 def test_labels_are_resized_by_nearest():
@@ -74,6 +139,10 @@ def test_jitter_and_normalize_by_hand():
     values = normalize(np.full((1, 1, 3), 255, np.uint8), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
     assert values.dtype == np.float32
     assert values[:, 0, 0] == pytest.approx([1.0, 3.0, 0.5])
+    noise = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((noise / 255 - mean) / std).transpose(2, 0, 1)
+    np.testing.assert_allclose(normalize(noise, tuple(mean), tuple(std)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_batches_go_from_stage_to_stage_and_start_anywhere(tmp_path):

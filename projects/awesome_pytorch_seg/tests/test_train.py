@@ -2,17 +2,33 @@ import json
 import shutil
 import sys
 
+from awesome_pytorch_seg import train as training
 from awesome_pytorch_seg.checkpoint import read_state
-from awesome_pytorch_seg.config import read_config
+from awesome_pytorch_seg.config import Config
 from awesome_pytorch_seg.eval import main as eval_main
-from awesome_pytorch_seg.runs import plan_run
-from awesome_pytorch_seg.train import Trainer, main, parse_args
+from awesome_pytorch_seg.train import Trainer, main
 from common.cli import UserError
 from common.run_log import read_run
+from common.typed_config import config_from_text
 
 import pytest
+import safetensors
 import safetensors.torch
-from awesome_runs import STAGES, command, error_line, numbers, run_folder, run_here, train, train_words, write_data
+import torch
+from awesome_runs import (
+    STAGES,
+    command,
+    error_line,
+    numbers,
+    run_folder,
+    run_here,
+    train,
+    train_words,
+    without_new_keys,
+    write_data,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 EVERY = ("train.eval_every=4", "train.checkpoint_every=3")
 
@@ -129,18 +145,114 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp
     assert len(json.loads(report.read_text())["images"]) == 2
 
 
-def test_flags_of_the_original(data, tmp_path, monkeypatch):
-    words = ("--model", "enet", "--dataset", "camvid", "--data", data, "--output", tmp_path, "--lr", "0.25")
-    words += ("--epochs", 50, "--batch-size", 3, "--momentum", 0.5, "--workers", 2, "--amp", "fp16", "--channels-last")
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words), "train.channels_last=true"])
-    plan = plan_run(parse_args())
-    config = plan.config
-    assert plan.config_name == "enet_camvid"
-    assert (config.optimizer.learning_rate, config.optimizer.momentum) == (0.25, 0.5)
-    assert (config.train.batch_size, config.train.num_workers, config.train.amp) == (3, 2, "fp16")
-    assert config.train.iters == 67  # 50 epochs of 4 pictures, 3 at a time
-    base = read_config("enet_camvid")
-    assert config.schedule.warmup_iters == base.schedule.warmup_iters * 67 // base.train.iters
+def test_a_checkpoint_of_the_first_version_is_read_and_trained_on(data, reference, tmp_path):
+    """The keys that came later have defaults."""
+    folder = tmp_path / reference[1].name
+    shutil.copytree(reference[1], folder)
+    for name in ("last.safetensors", "best.safetensors"):
+        with safetensors.safe_open(folder / name, framework="pt") as file:
+            header = file.metadata()
+        state = json.loads(header["state"])
+        state["config_text"] = without_new_keys(state["config_text"])
+        assert "accumulate" not in state["config_text"]
+        assert config_from_text(Config, state["config_text"], "old") == config_from_text(
+            Config, read_state(folder / name).config_text, "new"
+        )
+        tensors = safetensors.torch.load_file(folder / name)
+        safetensors.torch.save_file(tensors, folder / name, {**header, "state": json.dumps(state)})
+    run_here(eval_main, "--weights", folder / "last.safetensors", "--data", data, "--output", tmp_path / "eval")
+    assert numbers(tmp_path / "eval")["eval.csv"] == numbers(reference[1])["eval.csv"][-1:]
+    run_here(main, "--resume", folder, "--iters", 9, "--extend", "--data", data)
+    assert [int(row["step"]) for row in read_run(folder).train] == list(range(1, 10))
+
+
+class Convolutions(nn.Module):
+    """A network without batch normalisation."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, num_classes, 3, padding=1))
+
+    def forward(self, images):
+        logits = self.layers(images)
+        return (logits,) if self.training else logits
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "build_network", lambda config, num_classes: Convolutions(num_classes))
+    stage = "augment.stages=[{share: 1.0, scales: [1.0, 1.0], crop_size: [64, 64]}]"  # no padding: all pixels count
+    words = (stage, "train.batch_size=4", "train.amp=null", "loss.class_weights=null", "loss.dice_weight=0.0")
+    trained = []
+    for parts in (1, 2, 4):
+        train(data, tmp_path / str(parts), 3, *words, "--accumulate", parts)
+        folder = run_folder(tmp_path / str(parts))
+        trained.append((read_run(folder).train, safetensors.torch.load_file(folder / "last.safetensors")))
+    whole_rows, whole = trained[0]
+    for rows, tensors in trained[1:]:
+        for row, whole_row in zip(rows, whole_rows, strict=True):
+            assert float(row["loss"]) == pytest.approx(float(whole_row["loss"]), rel=1e-5)
+            assert float(row["grad_norm"]) == pytest.approx(float(whole_row["grad_norm"]), rel=1e-5)
+        assert all(torch.allclose(tensors[name], whole[name], rtol=1e-4, atol=1e-6) for name in whole)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="train.accumulate 2: 3 pictures of a process cannot be cut into 2 equal"):
+        train(data, tmp_path, 2, "--accumulate", 2, "train.batch_size=3")
+
+
+def test_one_value_per_channel_is_refused(data, tmp_path):
+    words = ("--model", "bisenet", "train.batch_size=1", "train.amp=null", "optimizer.ema_decay=null")
+    with pytest.raises(UserError, match=r"one value per channel \(1 picture at a time\): use at least 2"):
+        train(data, tmp_path, 2, *words)
+
+
+def test_tensorboard_has_the_rows_of_the_tables(data, tmp_path):
+    train(data, tmp_path, 3, "--tensorboard", *EVERY)
+    folder = run_folder(tmp_path)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    losses = events.Scalars("train/loss")
+    assert [event.step for event in losses] == [1, 2, 3]
+    assert [event.value for event in losses] == pytest.approx([float(row["loss"]) for row in read_run(folder).train])
+    (miou,) = events.Scalars("val/miou_percent")
+    assert miou.value == pytest.approx(float(read_run(folder).eval[0]["miou_percent"]), abs=1e-4)
+
+
+def test_the_backbone_starts_from_its_file(data, tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(7)
+    file = tmp_path / "resnet18.safetensors"
+    stored = timm.create_model("resnet18").state_dict()
+    safetensors.torch.save_file(stored, file)
+    begun = []
+    monkeypatch.setattr(Trainer, "run", lambda self: begun.append(self))
+    monkeypatch.setattr(training, "_print_end", lambda trainer: None)
+    train(data, tmp_path / "out", 2, "--model", "bisenet", "--backbone-weights", file)
+    filled = begun[0].model.backbone.state_dict()
+    conv = next(name for name, value in filled.items() if value.shape == (64, 3, 7, 7))
+    assert filled[conv].equal(stored["conv1.weight"])
+    env = json.loads((run_folder(tmp_path / "out") / "env.json").read_text())
+    assert len(env["backbone_weights_sha256"]) == 64
+
+
+def test_dunets_upsampling_starts_from_the_labels(data, tmp_path, monkeypatch):
+    """Its columns are orthonormal where the labels decide them; random ones would not be."""
+    begun = []
+    monkeypatch.setattr(Trainer, "run", lambda self: begun.append(self))
+    monkeypatch.setattr(training, "_print_end", lambda trainer: None)
+    train(data, tmp_path, 2, "--model", "dunet", "--backbone", "resnet18", "optimizer.ema_decay=null")
+    columns = begun[0].model.upsampling.weight.detach()[:, :8]
+    assert torch.allclose(columns.T @ columns, torch.eye(8), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_it_learns_the_same(data, tmp_path):
+    for name, words in (("eager", ()), ("compiled", ("--compile",))):
+        train(data, tmp_path / name, 2, "train.amp=null", *words)
+    eager, compiled = (read_run(run_folder(tmp_path / name)).train for name in ("eager", "compiled"))
+    for one, other in zip(eager, compiled, strict=True):
+        # Dropout draws other numbers in a compiled network, so only about the same.
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +263,9 @@ def test_flags_of_the_original(data, tmp_path, monkeypatch):
         (["--config", "enet_camvid", "--iters", "0"], r"iters must be at least 1"),
         (["--config", "enet_camvid", "--data", "nowhere"], r"no data set in 'nowhere'"),
         (["--config", "enet_camvid", "--iters", "5", "--epochs", "5", "--data", "."], r"give one"),
-        (["--model", "enet"], r"name an experiment"),
-        (["--model", "enet", "--dataset", "mars"], r"no config for enet on mars.*enet_camvid"),
+        (["--model", "enet", "--data", "nowhere"], r"no data set in 'nowhere'"),
+        (["--model", "enet", "--dataset", "camvit"], r"unknown data set 'camvit': did you mean 'camvid'"),
+        (["--config", "enet_camvid", "--use-ohem", "--data", "DATA"], r"class_weights must be null with ohem"),
         (["--config", "enet_camvid", "--model", "penet", "--data", "DATA"], r"unknown network 'penet'"),
         (["--config", "enet_camvid", "--backbone", "vgg16", "--data", "DATA"], r"of one piece"),
         (["--resume", "nowhere"], r"nothing to resume: nowhere is no run folder"),

@@ -1,0 +1,254 @@
+"""Exports a trained network as ONNX for pictures of any size, and keeps only what computes the same.
+
+    python export.py --weights output/<run>/best.safetensors                 # into output/<run>/best_export/model.onnx
+    python export.py --weights W.safetensors --output deploy --size 512 1024 # traced, compared and timed at this size
+
+The graph takes `images`, normalised float32 (B, 3, H, W), and gives `logits` (B, num_classes, H, W); argmax is the
+caller's. Mean, std, channel order, scale, class names and palette are in the file's metadata.
+
+Exporters of pyramid pooling are known to write graphs that are right at the traced size and silently wrong at others.
+So the file is run again in ONNX Runtime and compared with the network at the traced size and at two others, both odd
+and one with another batch size; a difference at any of them leaves no file behind, and the command ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from awesome_pytorch_seg.checkpoint import load_network, read_experiment
+from awesome_pytorch_seg.inference import Network, OnnxNetwork, TorchNetwork, read_checkpoint_info
+from common.cli import UserError, run_command
+
+import numpy as np
+import torch
+from torch import nn
+
+FILE = "model.onnx"
+MIN_SIDE = 65  # the smallest picture: three pixels at stride 32
+OTHER_SHAPES = ((2, 3, 97, 161), (1, 3, 203, 131))  # no side is a multiple of any stride
+MAX_DIFFERENCE, MIN_AGREEMENT_PERCENT = 1e-3, 99.9
+TIMED_RUNS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One runtime against the network in PyTorch, on one input.
+
+    Attributes:
+        runtime: "torch" (against itself, for its time) or "onnx".
+        size: Input (height, width).
+        max_difference: Largest difference of two logits, relative to the largest absolute logit.
+        agreement_percent: Share of pixels with the same argmax.
+        latency_ms: Median time of a picture.
+    """
+
+    runtime: str
+    size: tuple[int, int]
+    max_difference: float
+    agreement_percent: float
+    latency_ms: float
+
+    @property
+    def agrees(self) -> bool:
+        """Within the limits; NaN is not."""
+        return self.max_difference <= MAX_DIFFERENCE and self.agreement_percent >= MIN_AGREEMENT_PERCENT
+
+
+def default_folder(weights: str | os.PathLike) -> Path:
+    """Where exports go when nothing else is said: `<name>_export` beside the weights."""
+    return Path(weights).with_name(f"{Path(weights).stem}_export")
+
+
+def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | None = None) -> list[Comparison]:
+    """Exports, compares, and only then gives the file its name in `output`.
+
+    Returns:
+        The comparisons, PyTorch's own time first.
+
+    Raises:
+        UserError: The checkpoint cannot be read, the exporter failed, or its result is not the network. Then `output`
+            is what it was.
+    """
+    size = size or read_experiment(weights)[1].augment.stages[-1].crop_size
+    if min(size) < MIN_SIDE:
+        raise UserError(f"--size {size[0]} {size[1]}: each side must be at least {MIN_SIDE}")
+    is_new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export_", dir=output) as folder:
+            path = Path(folder) / FILE
+            write_onnx(weights, path, size)
+            networks = {"torch": TorchNetwork(weights), "onnx": OnnxNetwork(path)}
+            shapes = ((1, 3, *size), *OTHER_SHAPES)
+            comparisons = [row for shape in shapes for row in compare(networks, shape)]
+            require_agreement(comparisons)
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(path, output / FILE)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # another process wrote into it meanwhile
+                output.rmdir()
+        raise
+    return comparisons
+
+
+def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int]) -> None:
+    """Writes the graph of a checkpoint's network, traced at `size`, with free batch, height and width.
+
+    Raises:
+        UserError: The exporter failed.
+    """
+    import onnx
+
+    images = torch.zeros(2, 3, *size)  # two pictures: one would be taken for a constant
+    free = torch.export.Dim.DYNAMIC
+    # The exporter's advice goes to the log, to standard output and to warnings.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                with_fixed_padding(load_network(weights)),
+                (images,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: free, 2: free, 3: free},),
+                custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+                verbose=False,
+            )
+        except Exception as error:  # whatever it is, the user hears it in one line
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{weights}: torch's exporter failed ({type(error).__name__}: {reason[:300]})") from error
+    model = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        batch, _, height, width = value.type.tensor_type.shape.dim
+        batch.dim_param, height.dim_param, width.dim_param = "batch", "height", "width"
+    onnx.helper.set_model_props(model, read_checkpoint_info(weights).to_texts())
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+class CroppedConvTranspose2d(nn.Module):
+    """A transposed convolution whose output size is chosen by cutting.
+
+    ONNX's has a fixed output padding. With the largest there is, the output begins with that of every smaller one.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d):
+        super().__init__()
+        layer.output_padding = tuple(step - 1 for step in layer.stride)
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+        """(B, C, h, w) -> (B, D, *output_size)."""
+        height, width = output_size
+        return self.layer(x)[..., :height, :width]
+
+
+def with_fixed_padding(model: nn.Module) -> nn.Module:
+    """The network with its transposed convolutions replaced by `CroppedConvTranspose2d`, computing the same."""
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, nn.ConvTranspose2d):
+                setattr(owner, name, CroppedConvTranspose2d(child))
+    return model
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, scale: float | None = None) -> Any:
+    """Attention in ONNX, (B, N, K), (B, M, K), (B, M, V) -> (B, N, V); torch's own translation wants a fourth axis."""
+    from onnxscript import opset18 as op
+
+    factor = op.Constant(value_float=scale if scale is not None else query.shape[-1] ** -0.5)
+    products = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 2, 1])), factor)
+    return op.MatMul(op.Softmax(products, axis=-1), value)
+
+
+def compare(networks: Mapping[str, Network], shape: tuple[int, int, int, int]) -> list[Comparison]:
+    """Runs all networks in turn on one random input of `shape`, and compares them with the first.
+
+    Raises:
+        UserError: One cannot run it, or gives logits of another shape.
+    """
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    logits = {}
+    for _ in range(1 + TIMED_RUNS):
+        for name, network in networks.items():
+            start = time.perf_counter()
+            logits[name] = _run(name, network, images)
+            seconds[name].append(time.perf_counter() - start)
+    reference = next(iter(logits.values()))
+    largest = float(np.abs(reference).max()) or 1.0  # an FCN that has not learnt yet gives zeros alone
+    rows = []
+    for name, values in logits.items():
+        if values.shape != reference.shape:
+            raise UserError(
+                f"the {name} export is not the network: at {shape[2]}x{shape[3]} it gives logits of shape "
+                f"{values.shape}, the network {reference.shape}: nothing is kept"
+            )
+        difference = float(np.abs(values - reference).max()) / largest
+        agreement = 100 * float((values.argmax(axis=1) == reference.argmax(axis=1)).mean())
+        latency = 1000 * float(np.median(seconds[name][1:])) / shape[0]  # the first run builds caches
+        rows.append(Comparison(name, shape[2:], difference, agreement, latency))
+    return rows
+
+
+def _run(name: str, network: Network, images: np.ndarray) -> np.ndarray:
+    try:
+        return network.logits(images)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        reason = str(error).strip().splitlines()[0]
+        size = "x".join(map(str, images.shape[2:]))
+        raise UserError(f"the {name} export does not run at {size} ({reason[:300]}): nothing is kept") from error
+
+
+def require_agreement(comparisons: Sequence[Comparison]) -> None:
+    """Raises UserError naming the worst of the comparisons that do not agree."""
+    wrong = [row for row in comparisons if not row.agrees]
+    if wrong:
+        row = max(wrong, key=lambda row: np.nan_to_num(row.max_difference, nan=np.inf))
+        raise UserError(
+            f"the {row.runtime} export is not the network: at {row.size[0]}x{row.size[1]} logits differ by "
+            f"{row.max_difference:.2g} of their range (limit {MAX_DIFFERENCE:g}), argmax agrees on "
+            f"{row.agreement_percent:.3f} % (limit {MIN_AGREEMENT_PERCENT} %): nothing is kept; are "
+            f"the installed versions those of requirements.txt?"
+        )
+
+
+def print_table(comparisons: Sequence[Comparison]) -> None:
+    """Prints a line per runtime and size."""
+    print(f"{'runtime':<8} {'size':>10} {'max diff':>9} {'argmax same':>12} {'ms/picture':>11}")
+    for row in comparisons:
+        size = f"{row.size[0]}x{row.size[1]}"
+        scores = f"{row.max_difference:9.1e} {row.agreement_percent:10.4f} %"
+        print(f"{row.runtime:<8} {size:>10} {scores} {row.latency_ms:11.1f}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: <weights>_export beside the weights")
+    size_help = "traced and timed at this size (default: the training crop)"
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
+    args = parser.parse_args()
+    output = args.output or default_folder(args.weights)
+    print_table(export(args.weights, output, tuple(args.size) if args.size else None))
+    print(f"written: {output / FILE}")
+
+
+if __name__ == "__main__":
+    run_command(main)

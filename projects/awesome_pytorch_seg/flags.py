@@ -1,0 +1,158 @@
+"""The words of train.py's command line, and which keys of the experiment they change."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from awesome_pytorch_seg.config import Config, config_names
+from awesome_pytorch_seg.data.dataset import open_list, with_root
+from awesome_pytorch_seg.data.names import dataset_name
+from common.cli import UserError
+from common.list_dataset import find_root
+
+BASE_CONFIG = "default"  # what --model, --backbone and --dataset start from where configs/ has no file for them
+DEFAULT_MODEL, DEFAULT_DATASET = "fcn32s", "pascal_voc"  # of the original's train.py
+OHEM_THRESHOLD, AUX_WEIGHT = 0.7, 0.4  # what --use-ohem and --aux mean there
+
+FLAG_KEYS = {
+    "model": "model.name",
+    "backbone": "model.backbone",
+    "backbone_weights": "model.backbone_weights",
+    "lr": "optimizer.learning_rate",
+    "momentum": "optimizer.momentum",
+    "weight_decay": "optimizer.weight_decay",
+    "warmup_iters": "schedule.warmup_iters",
+    "aux_weight": "loss.aux_weight",
+    "base_size": "augment.base_size",
+    "batch_size": "train.batch_size",
+    "workers": "train.num_workers",
+    "accumulate": "train.accumulate",
+    "amp": "train.amp",
+    "channels_last": "train.channels_last",
+    "compile": "train.compile",
+    "seed": "train.seed",
+}
+"""Flags that set one key of the experiment to what is given."""
+
+
+def parse_args(description: str) -> argparse.Namespace:
+    """Reads the command line of train.py; run `--help` for the meaning of its words."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML file, or the name of one in configs/")
+    add("--iters", type=int, metavar="N", help="total updates; warm-up shrinks in proportion")
+    add("--output", "--save-dir", type=Path, default=Path("output"), metavar="DIR", help="for run folders (output)")
+    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation (default: the config's)")
+    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest"
+    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
+    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
+    add("--amp", choices=["bf16", "fp16"], help="convolutions in this type")
+    add("--channels-last", action="store_const", const="true", help="channels-last memory layout")
+    add("--compile", action="store_const", const="true", help="torch.compile: minutes at the start, faster steps")
+    add("--accumulate", type=int, metavar="N", help="a batch goes through in N parts: less memory")
+    add("--backbone-weights", metavar="FILE", help="local ImageNet weights of the backbone (.safetensors, .pth)")
+    add("--tensorboard", action="store_true", help="writes the curves for TensorBoard too, into the run folder")
+    add("--no-cuda", action="store_true", help="train on the CPU though there is a GPU")
+    _add_flags_of_the_original(parser.add_argument_group("flags of the original project, for single keys"))
+    add("overrides", nargs="*", metavar="key=value", help="change single keys of the config: train.batch_size=4")
+    args = parser.parse_intermixed_args()
+    if args.resume and "=" in args.resume and not Path(args.resume).exists():  # `--resume key=value`: no path was meant
+        args.overrides.append(args.resume)
+        args.resume = "latest"
+    return args
+
+
+def _add_flags_of_the_original(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--model", help=f"network (default: {DEFAULT_MODEL})")
+    add("--backbone", help="default: the network's first")
+    add("--dataset", help=f"pascal_voc pascal_aug ade20k citys coco sbu lip camvid (default: {DEFAULT_DATASET})")
+    add("--train-split", metavar="NAME", help="list to train on: train, trainval ... (default: the config's)")
+    add("--base-size", type=int, metavar="N", help="shorter side of the pictures that are scaled")
+    add("--crop-size", type=int, metavar="N", help="side of the crops")
+    add("--epochs", type=int, metavar="N", help="--iters in passes over the training list")
+    add("--batch-size", type=int, metavar="N", help="pictures of an update, of all processes together")
+    for flag in ("--lr", "--momentum", "--weight-decay", "--aux-weight"):
+        add(flag, type=float, metavar="X")
+    add("--warmup-iters", type=int, metavar="N")
+    add("--workers", "-j", type=int, metavar="N", help="threads that prepare batches")
+    add("--aux", action="store_true", help=f"auxiliary loss, with weight {AUX_WEIGHT} if --aux-weight is not given")
+    add("--use-ohem", nargs="?", const="True", choices=["True", "False"], help="cross entropy over hard pixels")
+    # What old launchers pass to each process; torchrun and torch.distributed.launch say it in LOCAL_RANK as well.
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def choose_config(args: argparse.Namespace) -> tuple[str, str]:
+    """The config file to start from, and the name of the run.
+
+    That is --config; else the file in configs/ that is named after --model, --backbone and --dataset; else the base
+    config. Without a word about any of it: the original's default, or the embedded data where its data is missing.
+    """
+    if args.config:
+        return args.config, Path(args.config).name.removesuffix(".yaml")
+    dataset = dataset_name(args.dataset or DEFAULT_DATASET)
+    silent = not any((args.model, args.backbone, args.dataset, args.data))
+    if silent and find_root(f"data/{dataset.folder}") is None:
+        return "quickstart", "quickstart"
+    parts = [args.model or DEFAULT_MODEL, *([args.backbone] if args.backbone else [])]
+    known = config_names()
+    for spelling in (dataset.name, *dataset.aliases):
+        name = "_".join([*parts, spelling])
+        if name in known:
+            return name, name
+    return BASE_CONFIG, "_".join([*parts, dataset.name])
+
+
+def apply_flags(read: Callable[[list[str]], Config], args: argparse.Namespace, is_base: bool) -> Config:
+    """The experiment that `read` gives for a list of "key=value", with the flags' changes.
+
+    The base config is evaluated once an epoch where --epochs is given, as the original does.
+
+    Raises:
+        UserError: A mistake in a value, or two flags that contradict each other.
+    """
+    given = {key: getattr(args, flag) for flag, key in FLAG_KEYS.items()}
+    words = [f"{key}={value}" for key, value in given.items() if value is not None]
+    words += _words_of_other_flags(args) + args.overrides
+    config = _with_crop(read(words), args.crop_size)
+    if args.iters is None and args.epochs is None:
+        return config
+    if args.iters is not None and args.epochs is not None:
+        raise UserError("--iters and --epochs both say how long to train: give one")
+    iters = args.iters
+    if iters is None:
+        pictures = len(open_list(with_root(config.data, args.data), config.data.train_list))
+        iters = math.ceil(args.epochs * pictures / config.train.batch_size)
+        if is_base:
+            words.insert(0, f"train.eval_every={math.ceil(pictures / config.train.batch_size)}")
+    words.append(f"train.iters={iters}")
+    if args.warmup_iters is None:
+        words.append(f"schedule.warmup_iters={config.schedule.warmup_iters * iters // config.train.iters}")
+    return _with_crop(read(words), args.crop_size)
+
+
+def _words_of_other_flags(args: argparse.Namespace) -> list[str]:
+    words = []
+    if args.dataset is not None:
+        dataset = dataset_name(args.dataset)
+        words += [f"data.dataset={dataset.label_set or 'custom'}", f"data.root=data/{dataset.folder}"]
+        words += [f"data.train_list={dataset.train_list}", f"data.val_list={dataset.val_list}"]
+    if args.train_split is not None:
+        words.append(f"data.train_list={args.train_split}.txt")
+    if args.aux and args.aux_weight is None:
+        words.append(f"loss.aux_weight={AUX_WEIGHT}")
+    if args.use_ohem is not None:
+        words.append(f"loss.ohem_threshold={OHEM_THRESHOLD if args.use_ohem == 'True' else 'null'}")
+    return words
+
+
+def _with_crop(config: Config, side: int | None) -> Config:
+    if side is None:
+        return config
+    stages = tuple(dataclasses.replace(stage, crop_size=(side, side)) for stage in config.augment.stages)
+    return dataclasses.replace(config, augment=dataclasses.replace(config.augment, stages=stages))

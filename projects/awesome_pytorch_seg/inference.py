@@ -1,0 +1,187 @@
+"""Networks ready to run, in PyTorch and in ONNX Runtime behind one method, and what must be known to feed them.
+
+    network, info = TorchNetwork("best.safetensors"), read_checkpoint_info("best.safetensors")
+    network = OnnxNetwork("model.onnx")   # info = network.info
+    logits = network.logits(images)       # float32 (B, 3, H, W) normalised -> float32 (B, num_classes, H, W)
+
+Mean, std, channel order, scale, class names and palette come from the weight file; nothing here has values of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from awesome_pytorch_seg.checkpoint import load_network, read_experiment
+from awesome_pytorch_seg.config import Config
+from awesome_pytorch_seg.data.dataset import labels_of
+from common.cli import UserError
+from common.files import sha256_of
+from common.labels import load_custom, voc_colormap
+from common.list_dataset import find_root
+from common.run_log import git_commit
+
+import numpy as np
+import torch
+
+FORMAT = "segrepro-awesome_pytorch_seg-export-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What travels with a network, in ONNX as metadata properties.
+
+    Attributes:
+        format: `FORMAT`.
+        network: A key of `models.MODELS`.
+        backbone: One of the network's, "" for its default or where it has none.
+        step: Training step of the weights.
+        commit: Commit of the code that read them.
+        commit_changed: Tracked files differed from that commit.
+        weights_sha256: Of the checkpoint file.
+        class_names: By train id.
+        palette: RGB by train id, 0..255.
+        channel_order: Of the input's channels: "RGB".
+        scale: Factor on 0..255 pixel values, before mean and std.
+        mean: Per channel, of scaled values.
+        std: Likewise.
+    """
+
+    format: str
+    network: str
+    backbone: str
+    step: int
+    commit: str
+    commit_changed: bool
+    weights_sha256: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    channel_order: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_texts(self) -> dict[str, str]:
+        """The fields as text: strings as they are, the rest as JSON."""
+        fields = dataclasses.asdict(self)
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], where: str | os.PathLike) -> ModelInfo:
+        """The inverse of `to_texts`.
+
+        Raises:
+            UserError: Not the metadata of an export of this project, or an input that `normalize` does not make.
+        """
+        if texts.get("format") != FORMAT:
+            raise UserError(f"{where}: holds no metadata of export.py, so mean and std are unknown: export it again")
+        try:
+            values = {
+                field.name: texts[field.name] if field.type == "str" else _tuples(json.loads(texts[field.name]))
+                for field in dataclasses.fields(cls)
+            }
+        except (KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"{where}: its metadata is damaged ({error}): export it again") from None
+        info = cls(**values)
+        if info.channel_order != "RGB" or not math.isclose(info.scale * 255, 1):
+            raise UserError(f"{where}: wants {info.channel_order} x {info.scale:g}; this program feeds RGB x 1/255")
+        return info
+
+
+class Network(Protocol):
+    """One method for both runtimes."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Float32 (B, 3, H, W), normalised -> float32 (B, num_classes, H, W)."""
+
+
+class TorchNetwork:
+    """The network itself, filled from a checkpoint, on the GPU if there is one.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or for another network.
+    """
+
+    def __init__(self, weights: str | os.PathLike):
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = load_network(weights).to(self._device)
+
+    @torch.no_grad()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+
+
+class OnnxNetwork:
+    """An exported model.onnx in ONNX Runtime, on the CPU with `OMP_NUM_THREADS` threads.
+
+    Raises:
+        UserError: ONNX Runtime is not installed; the file is missing, no ONNX model, or none of export.py.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError("onnxruntime is not installed: pip install onnxruntime") from None
+        if not Path(path).is_file():
+            raise UserError(f"no weight file {path}: check the path")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path}: not an ONNX model that ONNX Runtime can run ({reason})") from None
+        self.info = ModelInfo.from_texts(self._session.get_modelmeta().custom_metadata_map, path)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        return self._session.run(["logits"], {"images": images})[0]
+
+
+def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
+    """What a checkpoint says about its network's input and output.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or none of this project.
+    """
+    state, config = read_experiment(weights)
+    commit, changed = git_commit(Path(__file__).parent)
+    return ModelInfo(
+        format=FORMAT,
+        network=config.model.name,
+        backbone=config.model.backbone or "",
+        step=state.step,
+        commit=commit,
+        commit_changed=changed,
+        weights_sha256=sha256_of(weights),
+        class_names=state.class_names,
+        palette=_tuples(_palette(config, len(state.class_names)).tolist()),
+        channel_order="RGB",
+        scale=1 / 255,
+        mean=state.mean,
+        std=state.std,
+    )
+
+
+def _palette(config: Config, num_classes: int) -> np.ndarray:
+    """(num_classes, 3) uint8: the data set's; for a custom set that is not on this machine what it has by default."""
+    if config.data.dataset != "custom":
+        return labels_of(config.data).palette
+    root = find_root(config.data.root)
+    classes = None if root is None else root / "classes.yaml"
+    if classes is None or not classes.is_file():
+        return voc_colormap()[1 : num_classes + 1]
+    return load_custom(classes).palette
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

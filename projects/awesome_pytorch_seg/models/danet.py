@@ -1,0 +1,109 @@
+"""DANet: attention between positions and attention between channels, summed.
+
+Reference: Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019 (arXiv 1809.02983), section 3 and
+figures 2 and 3; junfu1115/DANet, encoding/nn/attention.py and encoding/models/sseg/danet.py.
+"""
+
+from __future__ import annotations
+
+from awesome_pytorch_seg.models.backbones import Backbone
+from awesome_pytorch_seg.models.layers import attend, conv_bn_relu, resize
+
+import torch
+from torch import nn
+
+
+class DANet(nn.Module):
+    """DANet.
+
+    Args:
+        num_classes: Number of classes.
+        backbone: A ResNet.
+        output_stride: Of the features that attend; 8 in the paper.
+        backbone_weights: A local file of ImageNet weights, or None.
+
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, those of the position branch,
+        those of the channel branch), whose losses the official code adds with weight 1.
+
+    Reference: figure 2. With a `resnet..s` backbone the parameters are those of the official code.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        output_stride: int = 8,
+        backbone_weights: str | None = None,
+    ):
+        super().__init__()
+        self.backbone = Backbone(backbone, output_stride, backbone_weights)
+        in_channels = self.backbone.channels[-1]
+        channels = in_channels // 4
+        self.position_branch = nn.Sequential(
+            conv_bn_relu(in_channels, channels), PositionAttention(channels), conv_bn_relu(channels, channels)
+        )
+        self.channel_branch = nn.Sequential(
+            conv_bn_relu(in_channels, channels), ChannelAttention(), conv_bn_relu(channels, channels)
+        )
+        self.decode_head = _classifier(channels, num_classes)
+        self.position_head = _classifier(channels, num_classes)
+        self.channel_head = _classifier(channels, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Returns logits, in training followed by those of the two branches."""
+        size = images.shape[2:]
+        feat = self.backbone(images)[-1]
+        position, channel = self.position_branch(feat), self.channel_branch(feat)
+        logits = resize(self.decode_head(position + channel), size)
+        if not self.training:
+            return logits
+        return logits, resize(self.position_head(position), size), resize(self.channel_head(channel), size)
+
+
+class PositionAttention(nn.Module):
+    """Every position gathers from all positions, by likeness; added with a learnt weight that starts at 0.
+
+    Shapes: (B, C, h, w) -> the same.
+
+    Reference: section 3.2, equations 1 and 2. The likeness is not divided by anything.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, kernel_size=1)
+        self.key = nn.Conv2d(channels, channels // 8, kernel_size=1)
+        self.value = nn.Conv2d(channels, channels, kernel_size=1)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns weight * gathered + x."""
+        return self.weight * attend(self.query(x), self.key(x), self.value(x), scale=1.0) + x
+
+
+class ChannelAttention(nn.Module):
+    """Every channel gathers from all channels, most from those unlike it; added with a learnt weight that starts at 0.
+
+    Shapes: (B, C, h, w) -> the same.
+
+    Reference: section 3.3, equations 3 and 4.
+    Deviation from the paper, as in the official code: the softmax is over (row maximum - product), where the paper's
+        equation has the product itself. Computed in float32, also under autocast: the products are sums over the image.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns weight * gathered + x."""
+        with torch.autocast(x.device.type, enabled=False):
+            channels = x.flatten(2).to(self.weight.dtype)  # (B, C, h * w)
+            product = channels @ channels.transpose(1, 2)  # (B, C, C)
+            # softmax(maximum - product) is softmax(-product): what is equal in a row does not count.
+            gathered = torch.softmax(-product, dim=-1) @ channels
+            return self.weight * gathered.reshape(x.shape) + x
+
+
+def _classifier(channels: int, num_classes: int) -> nn.Sequential:
+    """(B, channels, h, w) -> (B, num_classes, h, w)."""
+    return nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, kernel_size=1))

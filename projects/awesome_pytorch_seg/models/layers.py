@@ -1,0 +1,88 @@
+"""Small parts that several networks are made of, and resizing along one axis written as a matrix.
+
+Average pooling to a fixed number of bins and bilinear enlarging are linear maps along the rows and along the columns.
+As matrices they keep their meaning in an exported graph at every picture size, and their order with other linear maps
+may be chosen (see models/pspnet.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    """Convolution without bias that keeps the size at stride 1, batch normalisation, ReLU.
+
+    Shapes: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+    padding = kernel_size // 2 * dilation
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def fcn_head(in_channels: int, mid_channels: int, num_classes: int, dropout: float = 0.1) -> nn.Sequential:
+    """3x3 convolution, batch normalisation, ReLU, dropout of pixels' values, 1x1 convolution to the classes.
+
+    The auxiliary head of most papers here. Shapes: (B, in_channels, h, w) -> (B, num_classes, h, w).
+    """
+    return nn.Sequential(
+        *conv_bn_relu(in_channels, mid_channels), nn.Dropout(dropout), nn.Conv2d(mid_channels, num_classes, 1)
+    )
+
+
+def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear with aligned corners, as in the code of most of these papers. (B, C, h, w) -> (B, C, H, W)."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def global_average(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, 1, 1)."""
+    return x.mean((2, 3), keepdim=True)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """Every position gathers values from all positions, shared out by softmax(scale * query . key).
+
+    Shapes: query and key (B, K, h, w), value (B, V, h, w) -> (B, V, h, w). Without a scale it is 1 / sqrt(K).
+    """
+    # One head: (B, 1, h * w, channels)
+    queries, keys, values = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (query, key, value))
+    gathered = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+    return gathered.squeeze(1).transpose(1, 2).reshape(value.shape)
+
+
+def enlarging_matrix(in_size: int, out_size: int, like: torch.Tensor) -> torch.Tensor:
+    """What each of `in_size` inputs contributes to each of `out_size` outputs of `resize` along one axis.
+
+    Returns:
+        (out_size, in_size), of the type and on the device of `like`.
+    """
+    outputs = torch.arange(out_size, device=like.device, dtype=torch.float32).unsqueeze(1)  # (out_size, 1)
+    inputs = torch.arange(in_size, device=like.device, dtype=torch.float32)
+    step = (in_size - 1) / max(out_size - 1, 1)
+    return (1 - (outputs * step - inputs).abs()).clamp(min=0).to(like.dtype)
+
+
+def pool_to_grids(x: torch.Tensor, bins: tuple[int, ...]) -> list[torch.Tensor]:
+    """Adaptive average pooling to grids of n x n bins, for each n. (B, C, H, W) -> tensors (B, C, n, n)."""
+    rows, columns = ([_bin_members(side, n, x) for n in bins] for side in x.shape[2:])
+    members = torch.cat(columns)  # (sum of bins, W)
+    narrow = (x @ members.T) / members.sum(1)  # (B, C, H, sum of bins)
+    parts = zip(rows, narrow.split(bins, dim=3), strict=True)
+    return [(members @ part) / members.sum(1, keepdim=True) for members, part in parts]
+
+
+def _bin_members(size: int, bins: int, like: torch.Tensor) -> torch.Tensor:
+    """Which of `size` inputs each bin averages: floor(i * size / bins) up to ceil((i + 1) * size / bins), excluded.
+
+    Returns:
+        0 and 1, (bins, size), of the type and on the device of `like`.
+    """
+    bin_ids = torch.arange(bins, device=like.device).unsqueeze(1)  # (bins, 1)
+    places = torch.arange(size, device=like.device)
+    inside = (places >= bin_ids * size // bins) & (places < ((bin_ids + 1) * size + bins - 1) // bins)
+    return inside.to(like.dtype)

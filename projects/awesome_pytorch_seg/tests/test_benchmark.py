@@ -1,0 +1,159 @@
+"""The benchmark's worker protocol, order of turns and tables; no speed is asserted."""
+
+import csv
+import json
+import subprocess
+import sys
+
+from awesome_pytorch_seg import benchmark
+from awesome_pytorch_seg.benchmark import Answer, Network, Task, Worker
+from common.cli import UserError
+
+import numpy as np
+import pytest
+import torch
+
+TASK = Task("train", "fp32", 4, 128, 256)
+OURS, THEIRS = Network("pspnet", "ours"), Network("pspnet", "smp")
+
+
+class FakeWorker:
+    """Answers with the seconds it is given and notes whose turn it was."""
+
+    def __init__(self, network, seconds, log):
+        self.network, self.seconds, self.log = network, iter(seconds), log
+
+    def run(self, task):
+        self.log.append((task, self.network.library))
+        return Answer(next(self.seconds), 12.3)
+
+
+def test_steps_take_turns_and_warm_up_is_dropped():
+    log = []
+    workers = [FakeWorker(OURS, [9, 9, 1, 2, 3], log), FakeWorker(THEIRS, [8, 8, 4, 5, 6], log)]
+    timings, gmacs = benchmark.measure(workers, [TASK], repeats=3)
+    assert timings == {(TASK, OURS): [1, 2, 3], (TASK, THEIRS): [4, 5, 6]}
+    assert gmacs == {(TASK, OURS): 12.3, (TASK, THEIRS): 12.3}
+    forth = [(TASK, "ours"), (TASK, "smp")]
+    assert log == forth + forth[::-1] + forth + forth[::-1] + forth
+
+
+def test_rows_hold_medians_spread_and_the_three_comparisons():
+    modes = {mode: TASK._replace(mode=mode) for mode in benchmark.MODES}
+    ours = {"fp32": [0.5, 0.4, 0.8], "bf16": [0.25, 0.2, 0.4], "bf16_channels_last": [0.2, 0.1, 0.4]}
+    theirs = {"fp32": [1.0, 1.2, 0.9], "bf16": [0.5, 0.6, 0.45], "bf16_channels_last": [0.5, 0.5, 0.5]}
+    timings = {(modes[mode], OURS): ours[mode] for mode in modes} | {
+        (modes[mode], THEIRS): theirs[mode] for mode in modes
+    }
+    gmacs = dict.fromkeys(timings, 12.346)
+    first = benchmark.timing_rows(timings, gmacs)[0]
+    assert first == {
+        "family": "pspnet",
+        "library": "ours",
+        "task": "train",
+        "batch": 4,
+        "height_px": 128,
+        "width_px": 256,
+        "mode": "fp32",
+        "gmacs_per_picture": 12.35,
+        "median_ms": 500.0,
+        "min_ms": 400.0,
+        "max_ms": 800.0,
+        "images_per_s": 8.0,
+        "repeats": 3,
+    }
+    rows = benchmark.speedup_rows(timings)
+    found = [(row["comparison"], row["speedup"], row["speedup_min"], row["speedup_max"]) for row in rows]
+    # Turns in fp32: 1.0 / 0.5, 1.2 / 0.4, 0.9 / 0.8; ours in bf16 and channels-last: 1.0 / 0.2, 1.2 / 0.1, 0.9 / 0.4.
+    assert found == [("fp32", 2.0, 1.125, 3.0), ("bf16", 2.0, 1.125, 3.0), ("settings", 5.0, 2.25, 12.0)]
+    text = benchmark.table(timings, gmacs)
+    assert "500.0 ms (400.0..800.0)  12.3 GMAC/picture" in text
+    assert "bf16_channels_last against fp32" in text
+
+
+def test_batch_has_blocks_of_labels_and_some_ignored():
+    images, label = benchmark.make_batch(Task("train", "fp32", 2, 100, 200))
+    assert (images.shape, images.dtype) == ((2, 3, 100, 200), "float32")
+    assert (label.shape, label.dtype) == ((2, 100, 200), "int64")
+    assert (label[:, :16, :16] == label[:, :1, :1]).all()
+    assert set(np.unique(label)) <= {*range(19), 255}
+    assert 0 < (label == 255).mean() < 0.2
+
+
+def test_outputs_of_all_libraries():
+    main, aux = torch.zeros(1), torch.ones(1)
+    assert benchmark.outputs_of({"out": main, "aux": aux}) == (main, aux)
+    assert benchmark.outputs_of((main, aux)) == (main, aux)
+    assert benchmark.outputs_of(main) == (main,)
+
+
+ANSWER_HEIGHT = """
+import os
+
+def serve(network, pipe):
+    "A worker that times nothing: fails at 1, dies at 2, else answers the height."
+    while True:
+        task = pipe.recv()
+        if task.height == 2:
+            os._exit(7)
+        pipe.send("ValueError: too low" if task.height == 1 else float(task.height))
+"""
+
+
+class TestWorker:
+    @pytest.fixture
+    def worker(self, monkeypatch, tmp_path):
+        (tmp_path / "awesome_answer_height.py").write_text(ANSWER_HEIGHT)  # a fresh interpreter finds it by its name
+        monkeypatch.syspath_prepend(str(tmp_path))
+        import awesome_answer_height
+
+        with Worker(OURS, awesome_answer_height.serve) as worker:
+            yield worker
+
+    def test_answers_task_by_task(self, worker):
+        assert [worker.run(TASK._replace(height=height)) for height in (128, 96, 128)] == [128.0, 96.0, 128.0]
+
+    def test_failure_in_the_process_is_one_line(self, worker):
+        with pytest.raises(UserError, match=r"pspnet ours: 'train 4x3x1x256 fp32' failed: ValueError: too low"):
+            worker.run(TASK._replace(height=1))
+        assert worker.run(TASK) == 128.0
+
+    def test_death_of_the_process_is_one_line(self, worker):
+        with pytest.raises(UserError, match=r"the process died in 'train 4x3x2x256 fp32' \(exit 7\)"):
+            worker.run(TASK._replace(height=2))
+
+
+@pytest.mark.slow
+def test_command_writes_tables_and_environment(tmp_path):
+    """The real thing, small: every network trains and infers in every mode."""
+    words = ["--sizes", "65x97", "--batch", "2", "--inference-size", "65x97", "--repeats", "1", "--threads", "1"]
+    code = "from awesome_pytorch_seg import benchmark; benchmark.WARMUP_STEPS = 0; benchmark.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=True,
+    )
+    rows = list(csv.DictReader((tmp_path / "timings.csv").open()))
+    assert {(row["family"], row["library"], row["task"], row["mode"]) for row in rows} == {
+        (family, library, task, mode)
+        for family, libraries in benchmark.FAMILIES.items()
+        for library in libraries
+        for task in ("train", "infer")
+        for mode in benchmark.MODES
+    }
+    assert all(float(row["median_ms"]) > 1 and float(row["gmacs_per_picture"]) > 1 for row in rows)
+    speedups = list(csv.DictReader((tmp_path / "speedups.csv").open()))
+    assert len(speedups) == 3 * 2 * 4  # comparisons, tasks, other networks
+    record = json.loads((tmp_path / "env.json").read_text())
+    assert (record["threads"], record["repeats"]) == (1, 1)
+    assert done.stdout.count("against") == 1 + len(speedups)
+
+
+@pytest.mark.parametrize("words", [["--sizes", "64x128"], ["--sizes", "128"], ["--repeats", "0"]])
+def test_wrong_arguments_are_refused(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert words[1] in capsys.readouterr().err

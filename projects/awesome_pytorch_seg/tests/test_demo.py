@@ -1,0 +1,104 @@
+import sys
+
+from awesome_pytorch_seg.checkpoint import load_network
+from awesome_pytorch_seg.data.transforms import normalize
+from awesome_pytorch_seg.demo import find_jobs, main, split_name
+from common.cli import UserError
+from common.labels import load_custom
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from awesome_runs import run_folder, run_here, train, write_data
+from PIL import Image
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working folder with data, and a run under output/."""
+    folder = tmp_path_factory.mktemp("place")
+    data = write_data(folder / "data")
+    train(data, folder / "output", 3)
+    return folder
+
+
+def expected_ids(weights, picture):
+    image = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
+    with torch.no_grad():
+        logits = load_network(weights)(torch.from_numpy(normalize(image, MEAN, STD))[None])
+    return image, logits.argmax(1)[0].numpy()
+
+
+def test_by_the_name_of_the_original_it_finds_the_latest_run(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    printed = run_here(main, "--model", "enet_custom", "--input-pic", "data/0.png", "--outdir", tmp_path)
+    weights = run_folder(place / "output") / "best.safetensors"
+    assert f"{weights.relative_to(place)}: 1 predictions in {tmp_path}" in printed
+    image, ids = expected_ids(weights, place / "data" / "0.png")
+    assert len(np.unique(ids)) > 1  # there is something to get wrong
+    assert {path.name for path in tmp_path.iterdir()} == {"0_ids.png", "0_color.png", "0_overlay.jpg"}
+    assert np.array_equal(cv2.imread(str(tmp_path / "0_ids.png"), cv2.IMREAD_UNCHANGED), ids)
+    coloured = Image.open(tmp_path / "0_color.png")
+    assert coloured.mode == "P"
+    assert np.array_equal(np.array(coloured), ids)
+    colors = np.array(coloured.getpalette()).reshape(-1, 3)
+    assert np.array_equal(colors[:3], load_custom(place / "data" / "classes.yaml").palette)
+    overlay = cv2.cvtColor(cv2.imread(str(tmp_path / "0_overlay.jpg")), cv2.COLOR_BGR2RGB)
+    mixed = image / 2 + colors[ids] / 2
+    assert np.abs(overlay.mean((0, 1)) - mixed.mean((0, 1))).max() < 3  # JPEG blurs noise, and keeps its mean
+
+
+def test_folders_are_mirrored(place, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    (pictures / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png"):
+        (pictures / name).write_bytes((place / "data" / "1.png").read_bytes())
+    weights = run_folder(place / "output") / "last.safetensors"
+    run_here(main, "--weights", weights, "--input-pic", pictures, "--outdir", tmp_path / "out")
+    assert (tmp_path / "out" / "a_ids.png").is_file()
+    assert (tmp_path / "out" / "deep" / "b_color.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("fcn32s_vgg16_voc", ("fcn32s", "vgg16", "voc")),
+        ("psp_resnet101_ade", ("psp", "resnet101", "ade")),
+        ("dunet_resnet50_pascal_voc", ("dunet", "resnet50", "pascal_voc")),
+        ("denseaspp_densenet161_citys", ("denseaspp", "densenet161", "citys")),
+        ("ocnet_base_resnet50_citys", ("ocnet_base", "resnet50", "citys")),
+        ("fcn8s_vgg16_bn_pascal_aug", ("fcn8s", "vgg16_bn", "pascal_aug")),
+        ("enet_camvid", ("enet", None, "camvid")),
+    ],
+)
+def test_names(name, parts):
+    assert split_name(name) == parts
+
+
+@pytest.mark.parametrize("name", ["fcn32s", "fcn32s_vgg16", "fcn32s_resnet50_voc", "voc", "unet_vgg16_voc"])
+def test_names_that_are_none(name):
+    with pytest.raises(UserError, match=f"--model {name}: is no <network>_<backbone>_<data set>"):
+        split_name(name)
+
+
+def test_mistakes_are_one_line(place, tmp_path, monkeypatch):
+    weights = run_folder(place / "output") / "last.safetensors"
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_jobs([tmp_path / "gone.jpg"], tmp_path)
+    with pytest.raises(UserError, match="no pictures in it"):
+        find_jobs([tmp_path], tmp_path.parent / "elsewhere")
+    with pytest.raises(UserError, match="would both be written"):
+        find_jobs([place / "data" / "0.png", place / "data" / "0.png"], tmp_path)
+    with pytest.raises(UserError, match="results would be taken for pictures"):
+        find_jobs([place / "data"], place / "data" / "out")
+    small = tmp_path / "small.png"
+    cv2.imwrite(str(small), np.zeros((64, 80, 3), np.uint8))
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--weights", str(weights), "--input-pic", str(small)])
+    with pytest.raises(UserError, match="small.png: 64x80 pixels: each side must be at least 65"):
+        main()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no trained run under output of --model fcn32s --backbone vgg16 --dataset voc"):
+        run_here(main, "--model", "fcn32s_vgg16_voc", "--input-pic", small)
