@@ -18,7 +18,7 @@ from weights_convert.pictures import normalised
 import numpy as np
 
 LIMIT = 1e-5
-EVEN_SIZES = ((224, 224), (128, 192))
+EVEN_SIZES = ((160, 160), (128, 192))
 MIN_AGREEMENT_PERCENT = 99.99
 
 
