@@ -1,0 +1,15 @@
+"""PaddleSeg's model zoo measured: precision, memory layout, graph mode and batch size, beside its peers."""
+
+import contextlib
+import io
+import warnings
+
+from common.cpu import configure_cpu
+
+# Paddle reads its CPU settings when it is imported, so they are set here, before any module of this package imports it.
+configure_cpu()
+# Its import prints a warning about any OMP_NUM_THREADS above 1 (meant for builds with OpenBLAS) and one about ccache.
+with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import paddle  # noqa: F401
+warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
