@@ -1,12 +1,12 @@
 """Times training steps of EncNet-R50 and U-Net beside segmentation_models_pytorch's nearest networks.
 
-    python benchmark.py                                  # 2x3x256x256, 5 turns: about 10 minutes of one CPU core
+    python benchmark.py                                  # 2x3x256x256, 5 turns: about 4 minutes of one CPU core
     python benchmark.py --size 480 480 --batch 8 --repeats 20 --output DIR   # for a GPU
 
 A step is forward, loss, backward and SGD update on the same random pictures and labels of 150 classes. EncNet-R50
 stands beside smp.DeepLabV3 with resnet50 at output stride 8 (smp has no EncNet; ours trains an auxiliary head and the
 SE-loss besides), U-Net beside smp.Unet with vgg13_bn and four levels, whose convolutions are almost the paper's.
-Parameters and multiplications of all four stand in env.json. Three comparisons:
+Parameters and multiplications of all four are printed and stand in env.json. Three comparisons:
     fp32          both in float32, as they are built
     recommended   ours in bf16 with channels last, smp as it is built
     same          both in bf16 with channels last
@@ -180,6 +180,7 @@ def main() -> None:
     )
     write_csv(output / "timings.csv", list(turns))
     write_csv(output / "speedups.csv", rows)
+    networks = {name: size_of(name, *args.size) for ours in args.networks for name in (ours, PAIRS[ours])}
     env = environment(
         ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy"),
         project="encnet_single_gpu",
@@ -188,11 +189,13 @@ def main() -> None:
         torch_threads=torch.get_num_threads(),
         batch=args.batch,
         size=args.size,
-        networks={name: size_of(name, *args.size) for ours in args.networks for name in (ours, PAIRS[ours])},
+        networks=networks,
     )
     with atomic_write(output / "env.json") as stream:
         json.dump(env, stream, indent=2)
         stream.write("\n")
+    for name, size in networks.items():
+        print(f"{name}: {size['parameters'] / 1e6:.1f} M parameters, {size['giga_multiplications']} GMAC a picture")
     for row in rows:
         times = f"{row['ours']} {row['ours_s']} s, {row['peer']} {row['peer_s']} s"
         print(f"{row['comparison']}: {times}: {row['speedup']}x ({row['lowest']} to {row['highest']})")

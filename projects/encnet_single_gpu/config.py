@@ -18,7 +18,7 @@ from common.typed_config import load_config
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
-def key(meaning: str, source: str = "") -> Any:
+def key(meaning: str, source: str = "ours") -> Any:
     """A field without default: what it means and its unit, and where the recipes' values come from."""
     return dataclasses.field(metadata={"meaning": meaning, "source": source})
 
@@ -27,8 +27,8 @@ def key(meaning: str, source: str = "") -> Any:
 class ModelConfig:
     """The network and the weights that it starts from."""
 
-    name: str = key("network")
-    backbone: str | None = key("its backbone; null: the network's own default")
+    name: str = key("network", "the original")
+    backbone: str | None = key("its backbone; null: the network's own default", "papers")
     backbone_weights: str | None = key("file with ImageNet weights of the backbone; null: random weights")
 
 
@@ -36,7 +36,9 @@ class ModelConfig:
 class DataConfig:
     """What is learnt from: list files under a root, labels read through the data set's table."""
 
-    dataset: str = key("name in common/labels.py (ade20k, ade20k_151, camvid...), or custom (classes.yaml in the root)")
+    dataset: str = key(
+        "name in common/labels.py (ade20k, ade20k_151, camvid...), or custom (classes.yaml in the root)", "the original"
+    )
     root: str = key("folder of the data set; data/toy_ade20k is drawn")
     train_list: str = key("list file of the training pictures, relative to the root")
     val_list: str = key("list file of the validation pictures, relative to the root")
@@ -48,7 +50,7 @@ class DataConfig:
 class AugmentConfig:
     """Training transforms, in the order in which they are applied."""
 
-    color_jitter: float = key("brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]", "ours")
+    color_jitter: float = key("brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]")
     flip_probability: float = key("of mirroring left and right", "papers")
     base_size: int | None = key(
         "pixels of the longer side before scaling; null: as the picture is", "EncNet's code: 520 for a crop of 480"
@@ -75,7 +77,10 @@ class LossConfig:
     """Cross entropy of the main and the auxiliary logits, and EncNet's loss on which classes are present."""
 
     class_weights: tuple[float, ...] | None = key("of the cross entropy, by train id; null: all alike", "SegNet")
-    aux_weight: float = key("of the auxiliary head's loss, where the network has one", "hszhao 0.4, EncNet's code 0.2")
+    aux_weight: float = key(
+        "of each auxiliary output's loss, where the network has any; unetplusplus: 1 in every recipe",
+        "hszhao 0.4, EncNet's code 0.2, U-Net++ counts its depths alike",
+    )
     se_weight: float = key("of the SE-loss, where the network has it", "EncNet's code")
 
     def __post_init__(self) -> None:
@@ -88,8 +93,12 @@ class LossConfig:
 class OptimizerConfig:
     """The optimizer, its learning rate over the run, and what is done to gradients and weights around it."""
 
-    name: Literal["sgd", "adamw"] = key("sgd (weight decay added to the gradient) or adamw (taken off the weight)")
-    learning_rate: float = key("highest rate, of the backbone", "papers' 0.01 for 16 pictures, in proportion")
+    name: Literal["sgd", "adamw"] = key(
+        "sgd (weight decay added to the gradient) or adamw (taken off the weight)", "papers"
+    )
+    learning_rate: float = key(
+        "highest rate; of the backbone, where there is one", "papers' 0.01 for 16 pictures, in proportion"
+    )
     schedule: Literal["poly", "one_cycle", "constant"] = key(
         "poly: (1 - done) ** power; one_cycle: half a cosine to a thousandth; constant", "the original: poly"
     )
@@ -99,8 +108,8 @@ class OptimizerConfig:
     weight_decay: float = key("per update", "papers")
     decay_norm_and_bias: bool = key("whether biases and normalisation decay too", "PyTorch-Encoding, hszhao")
     head_lr_factor: float = key("rate of all but the backbone, over the backbone's", "PyTorch-Encoding, hszhao")
-    clip_norm: float | None = key("gradients longer than this are shortened to it; null: never", "ours")
-    ema_decay: float | None = key("of the running mean of the weights that counts; null: the weights count", "ours")
+    clip_norm: float | None = key("gradients longer than this are shortened to it; null: never")
+    ema_decay: float | None = key("of the running mean of the weights that counts; null: the weights count")
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", "positive")
@@ -119,7 +128,9 @@ class TrainConfig:
 
     iters: int = key("updates in all", "the original: 30 epochs of ADE20K's 20210 pictures; papers: 120")
     batch_size: int = key("pictures of one update", "the original; papers: 16")
-    micro_batch: int | None = key("at most so many pictures at once, gradients added up; null: all of the batch")
+    micro_batch: int | None = key(
+        "at most so many pictures at once, gradients added up; null: all of the batch", "ours, by a card's memory"
+    )
     num_workers: int = key("threads that prepare batches ahead; 0 prepares each when it is needed")
     amp: Literal["bf16", "fp16"] | None = key("arithmetic of convolutions (autocast); null: float32")
     channels_last: bool = key("memory layout with the channels last, which bf16 and fp16 convolutions like")

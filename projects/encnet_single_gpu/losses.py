@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common.cli import UserError
-from common.label_scan import LabelStats
 from common.labels import IGNORE
 from encnet_single_gpu.config import LossConfig
 
@@ -59,8 +57,6 @@ class SegmentationLoss(nn.Module):
 
     Cross entropies are means over valid pixels, each counted with the weight of its class; the SE-loss is a mean over
     classes and over pictures with a valid pixel.
-
-    U-Net++ learns from its four depths alike where `aux_weight` is 1.
     """
 
     def __init__(self, config: LossConfig):
@@ -110,20 +106,6 @@ class SegmentationLoss(nn.Module):
     def _cross_entropy(self, logits: torch.Tensor, label: torch.Tensor, normalisers: Normalisers) -> torch.Tensor:
         loss = F.cross_entropy(logits.float(), label, self.class_weights, ignore_index=IGNORE, reduction="sum")
         return _mean(loss, normalisers.pixels)
-
-
-def median_frequency_weights(stats: LabelStats) -> tuple[float, ...]:
-    """Class weights median(frequency) / frequency, as SegNet trains CamVid with; see `common.label_scan.LabelStats`.
-
-    Raises:
-        UserError: A class does not occur, so that it has no weight.
-    """
-    if stats.absent:
-        raise UserError(
-            f"no training label shows {', '.join(stats.absent)}: median-frequency weights need every class, "
-            "give loss.class_weights by hand"
-        )
-    return tuple(float(weight) for weight in stats.median_frequency_weights)
 
 
 def _mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -31,8 +31,9 @@ def micro_batches(batch_size: int, micro_batch: int | None) -> list[slice]:
 def largest_micro_batch(step: Callable[[int], None], batch_size: int, device: torch.device) -> int:
     """Finds by measuring how many pictures of the batch can be trained at once.
 
-    On a GPU parts of the batch are tried, the whole first, until one runs in `USABLE` of the memory that is free. On a
-    CPU two pictures are trained, and what they took is compared with `USABLE` of the RAM that is available.
+    The whole batch comes first, then its half, its third and so on, down to two or three pictures. On a GPU each is
+    tried, and the first is taken that trains in `USABLE` of the memory that is free. On a CPU the smallest is trained,
+    and the first is taken that by its measure would need at most `USABLE` of the RAM that is available.
 
     Args:
         step: Trains on so many random pictures, without a trace but the memory that it takes.
@@ -40,21 +41,18 @@ def largest_micro_batch(step: Callable[[int], None], batch_size: int, device: to
         device: Where `step` runs.
 
     Raises:
-        UserError: Not even two pictures fit.
+        UserError: Not even the smallest part fits.
     """
+    most_parts = max(1, batch_size // FEWEST)
+    sizes = sorted({math.ceil(batch_size / parts) for parts in range(1, most_parts + 1)}, reverse=True)
     if device.type == "cuda":
-        for count in range(1, max(1, batch_size // FEWEST) + 1):
-            size = micro_batches(batch_size, math.ceil(batch_size / count))[-1]
-            if _fits_gpu(step, size.stop - size.start, device):
-                return size.stop - size.start
+        found = next((size for size in sizes if _fits_gpu(step, size, device)), None)
     else:
-        fewest = min(FEWEST, batch_size)
-        available, peak = _available_ram(), _peak_ram()
-        step(fewest)
-        picture_bytes = max(1, _peak_ram() - peak) / fewest
-        if fewest * picture_bytes <= USABLE * available:
-            return min(batch_size, int(USABLE * available / picture_bytes))
-    raise UserError(f"not even {FEWEST} pictures fit into memory: make --crop-size smaller")
+        available, picture = _available_ram(), _picture_ram(step, sizes[-1])
+        found = next((size for size in sizes if size * picture <= USABLE * available), None)
+    if found is None:
+        raise UserError(f"not even {sizes[-1]} pictures fit into memory: make --crop-size smaller")
+    return found
 
 
 def _fits_gpu(step: Callable[[int], None], pictures: int, device: torch.device) -> bool:
@@ -69,6 +67,13 @@ def _fits_gpu(step: Callable[[int], None], pictures: int, device: torch.device) 
     finally:
         torch.cuda.empty_cache()
     return torch.cuda.max_memory_reserved(device) - before <= USABLE * free
+
+
+def _picture_ram(step: Callable[[int], None], pictures: int) -> float:
+    """Bytes that training takes for each of so many pictures."""
+    before = _peak_ram()
+    step(pictures)
+    return max(1, _peak_ram() - before) / pictures
 
 
 def _peak_ram() -> int:
@@ -90,7 +95,7 @@ def _available_ram() -> int:
 
 @contextlib.contextmanager
 def memory_errors_explained(advice: str) -> Iterator[None]:
-    """Turns running out of memory, and a picture alone in batch normalisation, into one line that ends in `advice`.
+    """Turns running out of memory into one line that ends in `advice`.
 
     Raises:
         UserError: In place of PyTorch's error.
@@ -102,13 +107,6 @@ def memory_errors_explained(advice: str) -> Iterator[None]:
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):  # on a CPU
             raise UserError(f"out of memory: {advice}") from None
-        raise
-    except ValueError as error:
-        if "more than 1 value per channel" in str(error):
-            raise UserError(
-                "batch normalisation gets one value per channel, so it cannot be trained: give --batch-size (and "
-                "--micro-batch) of 2 or more, or a larger --crop-size"
-            ) from None
         raise
 
 

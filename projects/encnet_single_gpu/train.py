@@ -13,7 +13,6 @@ curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -29,13 +28,13 @@ from common.typed_config import config_to_text
 from encnet_single_gpu.checkpoint import TrainState, load_average, load_model, load_optimizer, save_checkpoint
 from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
 from encnet_single_gpu.eval import EvalProtocol, evaluate
-from encnet_single_gpu.losses import SegmentationLoss
+from encnet_single_gpu.losses import Normalisers, SegmentationLoss
 from encnet_single_gpu.lr_schedule import learning_rate
 from encnet_single_gpu.memory import keep_freed_memory, largest_micro_batch, memory_errors_explained, micro_batches
 from encnet_single_gpu.models import build_model
 from encnet_single_gpu.models.backbones import load_backbone
 from encnet_single_gpu.optimizer import WeightAverage, build_optimizer, set_learning_rate
-from encnet_single_gpu.runs import RunPlan, add_options, plan_run
+from encnet_single_gpu.runs import RunPlan, parse_args, plan_run
 
 import numpy as np
 import torch
@@ -100,6 +99,7 @@ class Trainer:
         """Trains from the current step to the last, evaluating and saving on the way."""
         train = self.config.train
         parts = micro_batches(train.batch_size, train.micro_batch)
+        self._probe_normalisation(parts)
         if len(parts) > 1:
             sizes = "/".join(str(part.stop - part.start) for part in parts)
             print(
@@ -151,25 +151,41 @@ class Trainer:
             self.average.update(self.model, self.step)
         return {"loss": value, **parts, "learning_rate": rate, "grad_norm": float(norm)}
 
-    def _gradients(self, images: torch.Tensor, label: torch.Tensor, counts: object) -> tuple[float, dict]:
+    def _gradients(self, images: torch.Tensor, label: torch.Tensor, counts: Normalisers) -> tuple[float, dict]:
         """Adds the gradients of a micro-batch to the parameters. Returns its loss and the loss's parts."""
-        amp = self.config.train.amp
-        images = images.to(self.device, memory_format=self.layout)  # (b, 3, h, w)
-        with torch.autocast(self.device.type, AMP_TYPES.get(amp), enabled=amp is not None):
-            outputs = self.network(images)
-        total, parts = self.loss(outputs, label, counts)
+        total, parts = self._loss_of(self.network, images, label, counts)
         self.scaler.scale(total).backward()
         return float(total.detach()), parts
 
+    def _loss_of(
+        self, network: nn.Module, images: torch.Tensor, label: torch.Tensor, counts: Normalisers | None = None
+    ) -> tuple[torch.Tensor, dict]:
+        amp = self.config.train.amp
+        images = images.to(self.device, memory_format=self.layout)  # (b, 3, h, w)
+        with torch.autocast(self.device.type, AMP_TYPES.get(amp), enabled=amp is not None):
+            outputs = network(images)
+        return self.loss(outputs, label, counts)
+
     def _step_on_noise(self, pictures: int) -> None:
-        """Forward and backward of random pictures on a copy of the network, for the memory planner."""
+        """Forward and backward of random pictures on a copy of the network, to see whether that works."""
         model = copy.deepcopy(self.model).train()
         images = torch.randn(pictures, 3, *self.config.augment.crop_size, device=self.device)
         label = torch.zeros(pictures, *self.config.augment.crop_size, dtype=torch.int64, device=self.device)
-        amp = self.config.train.amp
-        with torch.autocast(self.device.type, AMP_TYPES.get(amp), enabled=amp is not None):
-            outputs = model(images.to(memory_format=self.layout))
-        self.loss(outputs, label)[0].backward()
+        self._loss_of(model, images, label)[0].backward()
+
+    def _probe_normalisation(self, parts: list[slice]) -> None:
+        """Refuses a part of one picture where normalisation after global pooling would get one value per channel."""
+        if min(part.stop - part.start for part in parts) > 1:
+            return
+        try:
+            self._step_on_noise(1)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"{self.config.model.name} cannot be trained on one picture at a time, batch normalisation would get "
+                f"one value per channel: give a --batch-size and --micro-batch that leave no picture alone"
+            ) from None
 
     def _evaluate_and_save(self, bar: tqdm) -> None:
         train, last = self.config.train, self.step == self.config.train.iters
@@ -258,15 +274,15 @@ class Trainer:
 
 def main() -> None:
     """The command."""
-    args = parse_args()
+    args = parse_args(__doc__)
     plan = plan_run(args)
     if plan.is_finished:
         print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
         return
     keep_freed_memory()
-    trainer = Trainer(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     advice = f"go on with --resume {plan.folder} and a smaller --micro-batch, or start anew with a smaller --crop-size"
     with memory_errors_explained(advice):
+        trainer = Trainer(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         if args.fit_memory:
             trainer.fit_memory()
         trainer.run()
@@ -275,26 +291,6 @@ def main() -> None:
     print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
     print(f"{TABLE_HEADER}\n{table_row(read_run(plan.folder))}")
     print(f"curve: {plan.folder}/curve.png")
-
-
-def parse_args() -> argparse.Namespace:
-    """The words of the command line; run `--help` for their meaning."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML file, or the name of one in configs/")
-    add("--paper", action="store_true", help="the paper's recipe, its batch through gradient accumulation")
-    add("--background", action="store_true", help="ADE20K with its label 0 as class 0 of 151, not ignored")
-    add("--epochs", type=int, metavar="N", help="total passes over the training pictures, in place of --iters")
-    add("--fit-memory", action="store_true", help="measure how many pictures fit at once and set --micro-batch so")
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go (default output)")
-    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
-    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest"
-    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
-    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
-    add_options(parser)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

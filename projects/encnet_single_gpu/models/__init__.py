@@ -21,7 +21,7 @@ from encnet_single_gpu.models.unetplusplus import UNetPlusPlus
 
 from torch import nn
 
-__all__ = ["build_model", "model_names"]
+__all__ = ["backbone_names", "build_model", "model_names"]
 
 # Decode head on a ResNet, the ResNet's output stride, whether an auxiliary head is trained beside it.
 HEADS = {
@@ -50,6 +50,13 @@ WHOLE = {
 def model_names() -> list[str]:
     """The networks that `build_model` knows."""
     return [*HEADS, *MIRRORED, *WHOLE]
+
+
+def backbone_names(name: str) -> tuple[str, ...]:
+    """The backbones that a network can have; none if it is of one piece."""
+    if name in MIRRORED:
+        return MIRRORED[name][1]
+    return () if name in WHOLE else tuple(RESNETS)
 
 
 def build_model(name: str, backbone: str | None = None, num_classes: int = 150) -> nn.Module:

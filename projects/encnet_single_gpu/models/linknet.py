@@ -70,9 +70,9 @@ class DecoderBlock(nn.Module):
 
 
 class TransposedBNReLU(nn.Module):
-    """3x3 transposed convolution, batch normalisation, ReLU.
+    """3x3 transposed convolution, cropped to a size, batch normalisation, ReLU.
 
-    Shapes: (B, in, h, w), size (H, W) -> (B, out, H, W), as in `TransposedBNReLU`.
+    Shapes: (B, in, h, w), size (H, W) at most (stride * h, stride * w) -> (B, out, H, W).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -84,7 +84,7 @@ class TransposedBNReLU(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Applies the three, the first cropped to `size`."""
+        """Returns the feature at `size`."""
         # Cropped rather than asked for by output_size: ONNX has no output padding that depends on the picture.
         return self.relu(self.bn(self.conv(x)[:, :, : size[0], : size[1]]))
 

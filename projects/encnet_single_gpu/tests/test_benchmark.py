@@ -61,7 +61,9 @@ def test_multiplications_by_hand():
 
 def test_files(tmp_path):
     words = ("--networks", "unet", "--size", 32, 48, "--repeats", 2, "--output", tmp_path)
-    assert "fp32: unet, fp32" in run_here(main, *words)
+    printed = run_here(main, *words)
+    assert "fp32: unet, fp32" in printed
+    assert "smp.Unet: 0.0 M parameters, 0.01 GMAC a picture" in printed  # 150 * 27 * 32 * 48
     with open(tmp_path / "timings.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["turn"] for row in rows] == ["1", "2"] * 4

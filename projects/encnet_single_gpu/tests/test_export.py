@@ -6,7 +6,7 @@ from common.typed_config import config_to_text
 from encnet_single_gpu import inference
 from encnet_single_gpu.checkpoint import TrainState, save_checkpoint
 from encnet_single_gpu.config import read_config
-from encnet_single_gpu.export import compare, export, main
+from encnet_single_gpu.export import Comparison, compare, export, main
 from encnet_single_gpu.models import build_model, model_names
 
 import numpy as np
@@ -86,17 +86,17 @@ def test_a_network_that_cannot_be_exported_is_one_line(weights, tmp_path, monkey
 
 
 def test_comparison_by_hand(tmp_path):
-    """A graph that doubles its input, beside networks that double it and add one to some of 2000 pixels besides."""
+    """A graph that doubles its input, beside a network that doubles it and changes the first class of 20 pixels."""
 
     class Double(nn.Module):
-        def __init__(self, changed):
+        def __init__(self, change):
             super().__init__()
-            self.changed = changed
+            self.change = change
 
         def forward(self, images):
-            logits = (2 * images).flatten(2)
-            logits[:, :, : self.changed] += 1
-            return logits.view_as(images)
+            logits = 2 * images
+            logits[:, 0, 0, :20] += self.change
+            return logits
 
     node = onnx.helper.make_node("Add", ["images", "images"], ["logits"])
     entry, end = (
@@ -106,14 +106,23 @@ def test_comparison_by_hand(tmp_path):
     graph = onnx.helper.make_graph([node], "double", [entry], [end])
     path = tmp_path / "model.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
-    for changed, agrees in ((0, True), (1, True), (20, False)):
-        comparison = compare(Double(changed), path, (40, 50))
-        assert comparison.agrees == agrees
-        assert comparison.agreement_percent == 100.0  # all three channels are changed alike
-        if agrees:
-            assert comparison.max_difference == 0.0
-        else:
-            assert 0.05 < comparison.max_difference < 0.3
+    same = compare(Double(0.0), path, (40, 50))
+    assert (same.max_difference, same.agreement_percent) == (0.0, 100.0)
+    images = np.random.default_rng(0).standard_normal((2, 3, 40, 50)).astype(np.float32)
+    other_class = (images[:, :, 0, :20].argmax(1) != 0).sum()
+    changed = compare(Double(1000.0), path, (40, 50))
+    assert changed.max_difference == pytest.approx(1000 / (1000 + 2 * images[:, 0, 0, :20].max()))
+    assert changed.agreement_percent == pytest.approx(100 * (1 - other_class / 4000))
+    assert not changed.by_classes_alone
+
+
+@pytest.mark.parametrize(
+    ("difference", "agreement", "agrees", "agrees_by_classes"),
+    [(9e-4, 99.91, True, True), (2e-3, 100.0, False, True), (1.0, 99.91, False, True), (0.0, 99.89, False, False)],
+)
+def test_networks_that_unpool_are_judged_by_classes_alone(difference, agreement, agrees, agrees_by_classes):
+    assert Comparison((8, 8), difference, agreement, by_classes_alone=False).agrees == agrees
+    assert Comparison((8, 8), difference, agreement, by_classes_alone=True).agrees == agrees_by_classes
 
 
 @pytest.mark.slow
@@ -131,3 +140,4 @@ def test_every_network_is_exported_for_any_size(name, tmp_path):
     save_checkpoint(tmp_path / "best.safetensors", model, state)
     comparisons = export(tmp_path / "best.safetensors", tmp_path / "model.onnx", (128, 160), fixed=False)
     assert [comparison.size for comparison in comparisons] == [(128, 160), (96, 128), (129, 97)]
+    assert {comparison.by_classes_alone for comparison in comparisons} == {name.startswith("segnet")}

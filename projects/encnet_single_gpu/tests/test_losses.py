@@ -1,18 +1,13 @@
 import math
 
-from common.cli import UserError
-from common.label_scan import LabelStats
-from common.labels import label_set
 from encnet_single_gpu.config import LossConfig
 from encnet_single_gpu.losses import (
     SegmentationLoss,
     class_presence,
     mean_cross_entropy,
-    median_frequency_weights,
     se_loss,
 )
 
-import numpy as np
 import pytest
 import torch
 
@@ -100,16 +95,3 @@ def test_half_precision_is_counted_in_float32():
     outputs = {"logits": LOGITS.bfloat16(), "presence": torch.zeros(1, 2).bfloat16()}
     total, parts = loss()(outputs, LABEL)
     assert total.dtype == parts["se"].dtype == torch.float32
-
-
-def stats(pixels, files, beside):
-    arrays = [np.array(values, np.int64) for values in (pixels, files, beside)]
-    return LabelStats(label_set("camvid"), *arrays, ignored_pixels=0, num_files=2)
-
-
-def test_median_frequency_weights_by_hand():
-    pixels = [100 * (i + 1) for i in range(11)]  # frequencies 0.1, 0.2 ... 1.1: the median is 0.6
-    weights = median_frequency_weights(stats(pixels, [2] * 11, [1000] * 11))
-    assert weights == pytest.approx([6 / (i + 1) for i in range(11)])
-    with pytest.raises(UserError, match="no training label shows"):
-        median_frequency_weights(stats([0, *pixels[1:]], [2] * 11, [1000] * 11))

@@ -2,19 +2,21 @@ import argparse
 import sys
 
 from common.cli import UserError
+from common.typed_config import config_to_text
 from encnet_single_gpu.config import CONFIG_DIR, Config, config_names, options, read_config
-from encnet_single_gpu.models import model_names
-from encnet_single_gpu.runs import add_options, plan_run
-from encnet_single_gpu.train import main, parse_args
+from encnet_single_gpu.models import build_model, model_names
+from encnet_single_gpu.runs import add_options, parse_args, plan_run
+from encnet_single_gpu.train import main
 
 import pytest
+import torch
 import yaml
 from encnet_runs import write_data
 
 
 def plan(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
-    return plan_run(parse_args())
+    return plan_run(parse_args("description"))
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -52,10 +54,43 @@ def test_the_recipes_are_those_of_the_original_and_of_the_papers(monkeypatch):
 
 
 def test_a_run_is_named_after_what_it_trains(monkeypatch):
-    assert plan(monkeypatch, "--config", "quickstart").config_name == "quickstart"
-    assert plan(monkeypatch, "--config", "quickstart", "--background").config_name == "quickstart_background"
-    words = ("--config", "quickstart", "--model", "unet", "--backbone", "null")
-    assert plan(monkeypatch, *words).config_name == "quickstart_unet"
+    quickstart = ("--config", "quickstart")
+    assert plan(monkeypatch, *quickstart).config_name == "quickstart_encnet"
+    assert plan(monkeypatch, *quickstart, "--background").config_name == "quickstart_encnet_background"
+    assert plan(monkeypatch, *quickstart, "--model", "unet").config_name == "quickstart_unet"
+    assert plan(monkeypatch, "--dataset", "ade20k_151").config_name == "pspnet_background"
+    assert plan(monkeypatch, "--config", "linknet_camvid").config_name == "linknet_camvid"
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_quickstart_takes_every_network(monkeypatch, name):
+    """Its small backbone where the network can have it, the network's own otherwise."""
+    model = plan(monkeypatch, "--config", "quickstart", "--model", name).config.model
+    own = ("segnet", "segnet_basic", "unet", "unetplusplus")
+    assert (model.name, model.backbone) == (name, None if name in own else "resnet18")
+    with torch.device("meta"):
+        build_model(model.name, model.backbone)
+
+
+def test_depths_of_unetplusplus_count_alike_unless_an_option_says_otherwise(monkeypatch):
+    model = ("--model", "unetplusplus")
+    for words in (model, (*model, "--paper"), (*model, "--config", "quickstart")):
+        assert plan(monkeypatch, *words).config.loss.aux_weight == 1.0
+    assert plan(monkeypatch, *model, "--aux-weight", 0.3).config.loss.aux_weight == 0.3
+    assert plan(monkeypatch, "--model", "deeplabv3").config.loss.aux_weight == 0.4
+
+
+def test_the_same_words_resume_a_run(monkeypatch, tmp_path):
+    words = ("--config", "quickstart", "--model", "unetplusplus", "--background")
+    begun = plan(monkeypatch, *words)
+    folder = tmp_path / begun.folder.name
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config_to_text(begun.config))
+    for again in (words, ("--background",), ()):
+        resumed = plan(monkeypatch, *again, "--resume", folder)
+        assert (resumed.config, resumed.config_name) == (begun.config, "quickstart_unetplusplus_background")
+    with pytest.raises(UserError, match="data.dataset differ"):
+        plan(monkeypatch, *words[:-1], "--resume", folder)
 
 
 def test_options_are_keys_with_their_values(monkeypatch, tmp_path):
@@ -75,15 +110,21 @@ def test_options_are_keys_with_their_values(monkeypatch, tmp_path):
 def test_help_says_of_every_option_what_it_is_and_its_default():
     parser = argparse.ArgumentParser(prog="train.py")
     add_options(parser)
+    assert "--crop-size N [N ...]" in parser.format_help()
     helps = {action.option_strings[0]: action.help for action in parser._actions}
     assert len(helps) == len(options()) + 1
     for option, (_, field) in options().items():
-        assert field.metadata["meaning"].replace("%", "%%") in helps[f"--{option}"]
+        assert field.metadata["meaning"] in helps[f"--{option}"]
         assert "(default " in helps[f"--{option}"]
+        assert f"; source: {field.metadata['source']})" in helps[f"--{option}"]
     crop = "default pspnet [384, 384], encnet [400, 400], pspnet_paper [473, 473], encnet_paper [480, 480]"
     assert crop in helps["--crop-size"]
     assert "source: the original" in helps["--crop-size"]
     assert "default 0.9" in helps["--power"]
+    values = {action.option_strings[0]: action.metavar for action in parser._actions}
+    assert values["--amp"] == "bf16|fp16|null"
+    assert values["--scope"] == "full|reduced|smoke"
+    assert (values["--compile"], values["--crop-size"], values["--power"]) == ("true|false", "N", "X")
 
 
 def test_options_are_unique():

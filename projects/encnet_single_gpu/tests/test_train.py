@@ -166,7 +166,9 @@ def test_resume_keeps_its_experiment_unless_extended(data, reference, tmp_path):
     shutil.copytree(reference[1], folder)
     with pytest.raises(UserError, match="optimizer.clip_norm differ"):
         run_here(main, "--resume", folder, "--clip-norm", 0.5)
-    with pytest.raises(UserError, match="leave out --paper"):
+    with pytest.raises(UserError, match="data.dataset differ"):
+        run_here(main, "--resume", folder, "--background")
+    with pytest.raises(UserError, match="augment.crop_size, .* differ"):
         run_here(main, "--resume", folder, "--paper")
     with pytest.raises(UserError, match="from 8 to 10 iterations"):
         run_here(main, "--resume", folder, "--iters", 10)
@@ -202,7 +204,8 @@ def test_out_of_memory_is_one_line_and_the_checkpoint_stays(data, tmp_path, monk
     assert read_state(run_folder(tmp_path) / "last.safetensors").step == 3
 
 
-def test_a_picture_alone_in_batch_normalisation_is_explained(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch", [("--micro-batch", 1), ("--batch-size", 3, "--micro-batch", 2), ("--batch-size", 1)])
+def test_a_picture_alone_in_batch_normalisation_is_refused_before_the_start(data, tmp_path, monkeypatch, batch):
     class Pooled(nn.Module):
         def __init__(self, num_classes):
             super().__init__()
@@ -214,9 +217,15 @@ def test_a_picture_alone_in_batch_normalisation_is_explained(data, tmp_path, mon
             return {"logits": self.head(images).expand(-1, -1, *images.shape[2:])}
 
     monkeypatch.setattr("encnet_single_gpu.train.build_model", lambda name, backbone, num_classes: Pooled(num_classes))
-    words = ("--data", data, "--output", tmp_path, *SMALL, "--iters", 2, "--micro-batch", 1)
-    with pytest.raises(UserError, match="batch normalisation gets one value per channel.*2 or more"):
-        run_here(main, *words)
+    with pytest.raises(UserError, match="pspnet cannot be trained on one picture at a time.*one value per") as error:
+        run_here(main, "--data", data, "--output", tmp_path, *SMALL, "--iters", 2, *batch)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_without_global_pooling_learns_from_single_pictures(data, tmp_path):
+    train(data, tmp_path, 2, "--micro-batch", 1)
+    assert len(read_run(run_folder(tmp_path)).train) == 2
 
 
 def test_fit_memory_sets_the_micro_batch(data, tmp_path, monkeypatch):
