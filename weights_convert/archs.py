@@ -148,9 +148,10 @@ def _stdc_seg(variant: str) -> Arch:
 
         return _with_all_outputs(build_model(variant, num_classes=num_classes))
 
+    title = f"STDC-Seg's {variant.upper()}-Seg"
     sources = (
-        Source("official", f"STDC-Seg's {variant.upper()}-Seg (BiSeNet)", "stdc_seg", build_source("official")),
-        Source("plain_bn", "the same with BatchNorm2d for InPlaceABN", "stdc_seg", build_source("plain_bn")),
+        Source("official", f"{title} (with InPlaceABN)", "stdc_seg", build_source("official")),
+        Source("plain_bn", f"{title} (with BatchNorm2d)", "stdc_seg", build_source("plain_bn")),
     )
     return Arch(f"{variant}_seg", f"stdc_seg build_model('{variant}')", build, sources, 19)
 

@@ -6,12 +6,13 @@ import dataclasses
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from common.cli import UserError, did_you_mean
 from weights_convert.archs import Arch, Source
 from weights_convert.name_map import NameMap, Pairing, pair_tensors, read_name_map
 from weights_convert.networks import Network, TorchNetwork, randomise
-from weights_convert.onnx_witness import onnx_difference
+from weights_convert.onnx_witness import onnx_outputs, require_same
 from weights_convert.pictures import real_picture
 from weights_convert.proof import Proof, ProofInput, print_table, proof_inputs, prove
 from weights_convert.weight_files import read_weights
@@ -59,7 +60,7 @@ class Conversion:
         picture: What the real picture is.
         inputs: Of the proof.
         proof: Once it is given.
-        onnx: ONNX Runtime's difference, once measured.
+        onnx_difference: ONNX Runtime's, once measured.
         started: Clock and processor time at the start, in seconds.
     """
 
@@ -75,7 +76,7 @@ class Conversion:
     picture: str
     inputs: list[ProofInput]
     proof: Proof | None = None
-    onnx: float | None = None
+    onnx_difference: float | None = None
     started: tuple[float, float] = (0.0, 0.0)
 
     def prove_and_print(self, onnx: bool) -> None:
@@ -90,18 +91,29 @@ class Conversion:
         self.proof.require(f"{self.arch.name} ({self.source.title})")
         if onnx:
             smallest = self.inputs[-1]
-            names = self.arch.name, self.source.name
-            self.onnx = onnx_difference(*names, self.num_classes, *networks, smallest.images)
-            print(f"third witness, ONNX Runtime ({smallest.name}): {self.onnx:.1e}")
+            third = onnx_outputs(
+                self.arch.name, self.source.name, self.num_classes, self.source_network, smallest.images
+            )
+            self.onnx_difference = require_same(self.arch.name, third, self.target_network, smallest.images)
+            print(f"third witness, ONNX Runtime ({smallest.name}): {self.onnx_difference:.1e}")
+
+    def report_row(self) -> dict[str, Any]:
+        """What was proven, how closely, how long it took, and the memory: plain values, None for what was not asked."""
+        return {
+            "arch": self.arch.name,
+            "source": self.source.name,
+            "tensors": len(self.pairing.pairs),
+            "largest_difference": three_digits(self.proof.largest),
+            "onnxruntime_difference": None if self.onnx_difference is None else three_digits(self.onnx_difference),
+            "same_class_percent": round(self.proof.agreement_percent, 4),
+            "seconds": round(time.perf_counter() - self.started[0], 1),
+            "cpu_seconds": round(time.process_time() - self.started[1], 1),
+            "peak_memory_mib": peak_memory_mib(),
+        }
 
     def summary(self) -> str:
-        """One line: what was proven, how closely, how long it took, and the memory."""
-        third = "" if self.onnx is None else f", ONNX Runtime {self.onnx:.1e}"
-        seconds, processor_seconds = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
-        return (
-            f"{self.arch.name:<21}{self.source.name:<13}proven: {len(self.pairing.pairs)} tensors, largest difference "
-            f"{self.proof.largest:.1e}{third}, {seconds:.1f} s ({processor_seconds:.1f} CPU s), {peak_memory()}"
-        )
+        """One line of the same."""
+        return summary_line(self.report_row())
 
 
 def start(arch: Arch, tensors: dict[str, np.ndarray] | None, paddle_side: bool, options: Options) -> Conversion:
@@ -141,8 +153,20 @@ def start(arch: Arch, tensors: dict[str, np.ndarray] | None, paddle_side: bool, 
     )
 
 
-def fill_source(conversion: Conversion, tensors: dict[str, np.ndarray] | None, where: str) -> set[str]:
-    """Fills the source network from what was read, or randomly.
+def summary_line(row: dict[str, Any]) -> str:
+    """One line of a `Conversion.report_row`."""
+    third, peak = row["onnxruntime_difference"], row["peak_memory_mib"]
+    third_text = "" if third is None else f", ONNX Runtime {third:.1e}"
+    memory = "memory not measured" if peak is None else f"peak {peak} MiB"
+    return (
+        f"{row['arch']:<21}{row['source']:<13}proven: {row['tensors']} tensors, largest difference "
+        f"{row['largest_difference']:.1e}{third_text}, {row['seconds']:.1f} s ({row['cpu_seconds']:.1f} CPU s), "
+        f"{memory}"
+    )
+
+
+def fill_source(conversion: Conversion, tensors: dict[str, np.ndarray] | None, weights: Path | None) -> set[str]:
+    """Fills the source network with what was read from `weights`, or randomly if that is None.
 
     Returns:
         The names of the tensors that there were.
@@ -154,22 +178,22 @@ def fill_source(conversion: Conversion, tensors: dict[str, np.ndarray] | None, w
     if tensors is None:
         randomise(network, SEED)
         return set(network.shapes())
-    if where.endswith(".pdparams") and isinstance(network, TorchNetwork):
+    if weights.suffix == ".pdparams" and isinstance(network, TorchNetwork):
         raise UserError(
-            f"{where}: a Paddle file, and {conversion.arch.name} is read from PyTorch: paddle2torch.py converts it; "
+            f"{weights}: a Paddle file, and {conversion.arch.name} is read from PyTorch: paddle2torch.py converts it; "
             f"for paddleseg's STDC-Seg there are --arch stdc1_seg_paddleseg and stdc2_seg_paddleseg"
         )
     pairing, shapes = conversion.pairing, network.shapes()
     optional = {*pairing.left_out, *pairing.copies}
-    check_tensors(tensors, {name: s for name, s in shapes.items() if name not in optional or name in tensors}, where)
+    check_tensors(tensors, {name: s for name, s in shapes.items() if name not in optional or name in tensors}, weights)
     for second, first in pairing.copies.items():
         if second in tensors and not np.array_equal(tensors[second], tensors[first]):
-            raise UserError(f"{where}: '{second}' is a second name of '{first}' and holds other values")
+            raise UserError(f"{weights}: '{second}' is a second name of '{first}' and holds other values")
     network.load(tensors)
     return set(tensors)
 
 
-def check_tensors(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], where: str) -> None:
+def check_tensors(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], where: Path) -> None:
     """Raises UserError unless the tensors are exactly those wanted, in float32 and finite."""
     missing, extra = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
     if missing or extra:
@@ -200,14 +224,21 @@ def read_paddle_weights(path: Path) -> dict[str, np.ndarray]:
     return trained or tensors
 
 
-def peak_memory() -> str:
-    """The largest resident size of this process so far; a child does not inherit it from its parent."""
+def peak_memory_mib() -> int | None:
+    """The largest resident size of this process so far, None where the system does not say.
+
+    Unlike the one of `resource`, a child does not inherit it from its parent.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return "memory not measured"
-    kilobytes = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
-    return f"peak {kilobytes // 1024} MiB"
+        return None
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024
+
+
+def three_digits(value: float) -> float:
+    """Returns a value as reports give it."""
+    return float(f"{value:.2e}")
 
 
 def _choose_source(arch: Arch, tensors: dict[str, np.ndarray] | None, name: str | None) -> Source:

@@ -16,33 +16,31 @@ from pathlib import Path
 from common.cli import UserError, run_command
 from weights_convert.archs import find_arch
 from weights_convert.networks import OUTPUT, Network, PaddleNetwork, TorchNetwork
+from weights_convert.proof import LIMIT, difference
 
 import numpy as np
 import paddle
 import safetensors.numpy
 import torch
 
-LIMIT = 1e-5
 OPSET = 13
 
 
-def onnx_difference(
-    arch: str, source_name: str, num_classes: int, source: Network, target: Network, images: np.ndarray
-) -> float:
-    """Returns max|a - b| / max|a| between what ONNX Runtime makes of the source's weights and the Paddle network.
+def onnx_outputs(
+    arch: str, source_name: str, num_classes: int, source: Network, images: np.ndarray
+) -> list[np.ndarray]:
+    """Returns what ONNX Runtime makes of the source network's weights: its outputs, flat.
 
     Args:
         arch: A name of `archs`.
         source_name: Of the source within it.
-        num_classes: Of both networks.
+        num_classes: Of the network.
         source: Whose weights are exported.
-        target: The Paddle network.
         images: One picture (1, 3, H, W), normalised.
 
     Raises:
-        UserError: The export failed, or the difference is beyond `LIMIT`.
+        UserError: The export failed.
     """
-    ours = target.run(images, [])[OUTPUT]
     with tempfile.TemporaryDirectory(prefix="onnx_witness_") as name:
         folder = Path(name)
         tensors = {name: np.asarray(value, order="C") for name, value in source.tensors().items()}
@@ -55,16 +53,22 @@ def onnx_difference(
             lines = [line for line in result.stderr.splitlines() if "rror" in line] or ["it said nothing"]
             raise UserError(f"{arch}: ONNX export ended with status {result.returncode}: {lines[-1][:300]}")
         with np.load(folder / "outputs.npz", allow_pickle=False) as file:
-            theirs = [file[f"output{index}"] for index in range(len(file.files))]
-    if [a.shape for a in theirs] != [b.shape for b in ours]:
-        raise UserError(f"{arch}: ONNX Runtime gives outputs of other shapes than the Paddle network")
-    difference = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(theirs, ours, strict=True))
-    if not difference <= LIMIT:
+            return [file[f"output{index}"] for index in range(len(file.files))]
+
+
+def require_same(arch: str, theirs: list[np.ndarray], target: Network, images: np.ndarray) -> float:
+    """Returns max|a - b| / max|a| between ONNX Runtime's outputs for the images and the Paddle network's.
+
+    Raises:
+        UserError: It is beyond the proof's limit.
+    """
+    found = difference(target.run(images, [])[OUTPUT], theirs)
+    if not found <= LIMIT:
         raise UserError(
-            f"{arch}: ONNX Runtime departs from the Paddle network by {difference:.1e} (limit {LIMIT:g}); "
+            f"{arch}: ONNX Runtime departs from the Paddle network by {found:.1e} (limit {LIMIT:g}); "
             f"nothing was written"
         )
-    return difference
+    return found
 
 
 def write_outputs(arch: str, source_name: str, num_classes: int, folder: str) -> None:

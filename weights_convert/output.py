@@ -1,17 +1,21 @@
-"""Writing what has been proven: the weights, what they leave out, and a card that says how they came about."""
+"""Writing what has been proven: the weights, what they leave out, a card that says how they came about, a report."""
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import platform
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write, sha256_of
-from common.run_log import git_commit
+from common.run_log import environment, git_commit
 from weights_convert import proof
-from weights_convert.conversion import SEED, Conversion
+from weights_convert.conversion import SEED, Conversion, three_digits
 from weights_convert.weight_files import read_weights, write_weights
 
 import numpy as np
@@ -21,24 +25,25 @@ import yaml
 
 PADDLE_SUFFIXES = (".pdparams", ".safetensors")
 TORCH_OUT_SUFFIXES = (".pth", ".pt", ".safetensors")
+REPORT_COLUMNS = (
+    *("arch", "source", "tensors", "largest_difference", "onnxruntime_difference", "same_class_percent"),
+    *("seconds", "cpu_seconds", "peak_memory_mib", "failure"),
+)
+REPORT_PACKAGES = ("paddlepaddle", "torch", "torchvision", "timm", "paddleseg", "onnxruntime", "paddle2onnx", "numpy")
 
 
-def paddle_paths(out: Path) -> list[Path]:
-    """The files that `--out` stands for: itself, or both kinds if it has no suffix.
-
-    Raises:
-        UserError: Another suffix.
-    """
-    if out.suffix == "":
-        return [out.with_suffix(suffix) for suffix in PADDLE_SUFFIXES]
-    return [require_suffix(out, PADDLE_SUFFIXES)]
-
-
-def require_suffix(out: Path, suffixes: tuple[str, ...]) -> Path:
-    """Returns the path; raises UserError if it has another suffix."""
-    if out.suffix not in suffixes:
+def require_out(out: Path, suffixes: tuple[str, ...], weights: Path | None) -> None:
+    """Raises UserError if `--out` has none of the suffixes, or is the file to be converted."""
+    paths = weight_paths(out)
+    if any(path.suffix not in suffixes for path in paths):
         raise UserError(f"--out {out}: '{out.suffix}' is not written here: use {' or '.join(suffixes)}")
-    return out
+    if weights is not None and weights.resolve() in [path.resolve() for path in paths]:
+        raise UserError(f"--out {out} is the file to be converted: choose another name")
+
+
+def weight_paths(out: Path) -> list[Path]:
+    """The files that `--out` stands for: itself, or both kinds of Paddle file if it has no suffix."""
+    return [out] if out.suffix else [out.with_suffix(suffix) for suffix in PADDLE_SUFFIXES]
 
 
 def left_out_path(weights: Path) -> Path:
@@ -48,19 +53,19 @@ def left_out_path(weights: Path) -> Path:
 
 def write_proven(
     conversion: Conversion,
-    paths: list[Path],
+    out: Path,
     tensors: dict[str, np.ndarray],
-    left_out: dict[str, np.ndarray],
+    left_out: dict[str, np.ndarray] | None,
     weights: Path | None,
     licence: str | None,
 ) -> list[Path]:
-    """Writes the tensors to each path, reads each file back, and adds the card and what was left out.
+    """Writes the tensors, reads each file back, and adds the card (`<out>.card.yaml`) and what was left out.
 
     Args:
         conversion: Proven.
-        paths: Of the weights, all of one stem.
+        out: What the user called the weights, see `weight_paths`.
         tensors: What goes into them.
-        left_out: What does not; empty writes no such file.
+        left_out: What does not; None where the other direction needs nothing beside the weights.
         weights: The file that was converted; None for random weights.
         licence: Of the weights, as the user gave it.
 
@@ -68,32 +73,48 @@ def write_proven(
         The files written.
 
     Raises:
-        UserError: A file does not read back as it was written, or would replace the one that it is made from.
+        UserError: A file does not read back as it was written.
     """
-    if any(weights is not None and path.resolve() == weights.resolve() for path in paths):
-        raise UserError(f"--out {paths[0]} is the file to be converted: choose another name")
     written = []
-    for path in paths:
+    for path in weight_paths(out):
         with atomic_write(path, "wb") as stream:
             write_weights(stream, path.suffix, tensors)
             stream.flush()
-            _require_same(_read_temporary(Path(stream.name), path), tensors, path)
+            _require_same(read_weights(stream.name, path.suffix), tensors, path)
         written.append(path)
+    rest = left_out_path(out)
+    if left_out is not None:
+        rest.unlink(missing_ok=True)  # of an earlier conversion under this name
     if left_out:
-        rest = left_out_path(paths[0])
         with atomic_write(rest, "wb") as stream:
             write_weights(stream, ".safetensors", left_out)
         written.append(rest)
-    card = paths[0].with_suffix(".card.yaml")
+    card = out.with_name(f"{out.name}.card.yaml")
     with atomic_write(card) as stream:
         content = describe(conversion, written, weights, licence)
         yaml.safe_dump(content, stream, sort_keys=False, allow_unicode=True, width=120)
     return [*written, card]
 
 
+def start_report(folder: Path) -> None:
+    """Writes env.json and a table without rows; an older report in the folder is replaced."""
+    env = environment(REPORT_PACKAGES, project="weights_convert", load_average_before=os.getloadavg())
+    with atomic_write(folder / "env.json") as stream:
+        json.dump(env, stream, indent=2)
+    write_report(folder, [])
+
+
+def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes proofs.csv: rows of `Conversion.report_row`, or of "arch", "source" and "failure" where one failed."""
+    with atomic_write(folder / "proofs.csv") as stream:
+        writer = csv.DictWriter(stream, REPORT_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def describe(conversion: Conversion, written: list[Path], weights: Path | None, licence: str | None) -> dict[str, Any]:
     """The card's content: plain values only."""
-    proven = conversion.proof
+    proven, third = conversion.proof, conversion.onnx_difference
     left_out = Counter(conversion.pairing.left_out.values())
     left_out["second name of a tensor that is there"] = len(conversion.pairing.copies)
     commit, changed = git_commit(Path(__file__).parent)
@@ -122,13 +143,13 @@ def describe(conversion: Conversion, written: list[Path], weights: Path | None, 
         "proof": {
             "measure": "max|a - b| / max|a|, evaluation mode, float32, CPU",
             "limit": proof.LIMIT,
-            "largest_difference": _rounded(proven.largest),
-            "stages": {row.name: _rounded(row.largest) for row in proven.stages},
+            "largest_difference": three_digits(proven.largest),
+            "stages": {row.name: three_digits(row.largest) for row in proven.stages},
             "inputs": list(proven.inputs),
             "picture": conversion.picture,
             "layers_one_by_one": len(proven.layers),
             "highest_class_agrees_percent": round(proven.agreement_percent, 4),
-            "onnxruntime": "not asked" if conversion.onnx is None else _rounded(conversion.onnx),
+            "onnxruntime": "not asked" if third is None else three_digits(third),
         },
         "versions": {
             "paddle": paddle.__version__,
@@ -140,21 +161,7 @@ def describe(conversion: Conversion, written: list[Path], weights: Path | None, 
     }
 
 
-def _read_temporary(temporary: Path, path: Path) -> dict[str, np.ndarray]:
-    """Reads a file whose temporary name hides its suffix."""
-    link = temporary.with_name(f"{temporary.name}{path.suffix}")
-    link.hardlink_to(temporary)
-    try:
-        return read_weights(link)
-    finally:
-        link.unlink()
-
-
 def _require_same(found: dict[str, np.ndarray], tensors: dict[str, np.ndarray], path: Path) -> None:
     for name, value in tensors.items():
         if name not in found or not np.array_equal(found[name], value):
             raise UserError(f"{path}: '{name}' does not read back as it was written: is the disk sound?")
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.2e}")

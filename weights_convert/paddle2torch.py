@@ -16,7 +16,7 @@ from pathlib import Path
 from common.cli import UserError, run_command
 from weights_convert.archs import Arch, find_arch
 from weights_convert.conversion import Conversion, Options, check_tensors, read_paddle_weights, start
-from weights_convert.output import TORCH_OUT_SUFFIXES, left_out_path, require_suffix, write_proven
+from weights_convert.output import TORCH_OUT_SUFFIXES, left_out_path, require_out, write_proven
 from weights_convert.weight_files import read_weights
 
 import numpy as np
@@ -35,10 +35,10 @@ def convert_back(
     Raises:
         UserError: A file cannot be used, or the networks differ; then nothing is written.
     """
-    require_suffix(out, TORCH_OUT_SUFFIXES)
+    require_out(out, TORCH_OUT_SUFFIXES, weights)
     tensors = read_paddle_weights(weights)
     conversion = start(arch, tensors, paddle_side=True, options=options)
-    check_tensors(tensors, conversion.target_network.shapes(), str(weights))
+    check_tensors(tensors, conversion.target_network.shapes(), weights)
     conversion.target_network.load(tensors)
     restored = conversion.pairing.to_source(tensors, _left_out(conversion, left_out_path(weights)))
     shapes = conversion.source_network.shapes()
@@ -49,7 +49,7 @@ def convert_back(
     conversion.prove_and_print(options.onnx)
     ordered = {name: restored[name] for name in shapes if name in restored}
     absent = [name for name in shapes if name not in restored]
-    return conversion, write_proven(conversion, [out], ordered, {}, weights, licence), absent
+    return conversion, write_proven(conversion, out, ordered, None, weights, licence), absent
 
 
 def _left_out(conversion: Conversion, path: Path) -> dict[str, np.ndarray]:

@@ -24,9 +24,9 @@ def real_picture(path: Path | None) -> tuple[np.ndarray, str]:
     """
     if path is not None:
         return read_image(path), f"photograph {path.name}, given"
-    if PHOTOGRAPHS.is_dir():
-        path = min(p for p in PHOTOGRAPHS.iterdir() if p.suffix in IMAGE_SUFFIXES)
-        return read_image(path), f"photograph {path.name} of CamVid"
+    photographs = sorted(path for path in PHOTOGRAPHS.glob("*") if path.suffix in IMAGE_SUFFIXES)
+    if photographs:
+        return read_image(photographs[0]), f"photograph {photographs[0].name} of CamVid"
     with tempfile.TemporaryDirectory() as folder:
         root = write_toy_dataset("custom", Path(folder) / "toy", num_train=1, num_val=1, size=(256, 384))
         return read_image(

@@ -18,7 +18,7 @@ from weights_convert.pictures import normalised
 import numpy as np
 
 LIMIT = 1e-5
-EVEN_SIZES = ((160, 160), (128, 192))
+EVEN_SIZES = ((224, 224), (128, 192))
 MIN_AGREEMENT_PERCENT = 99.99
 
 
@@ -122,7 +122,7 @@ def prove(source: Network, target: Network, name_map: NameMap, pairing: Pairing,
     columns, agreeing, counted = [], 0, 0
     for item in inputs:
         theirs, ours = _run_both(source, target, stages, item.images)
-        columns.append({name: _difference(ours[name], theirs[name]) for name in theirs})
+        columns.append({name: difference(ours[name], theirs[name]) for name in theirs})
         same = theirs[OUTPUT][0].argmax(axis=1) == ours[OUTPUT][0].argmax(axis=1)  # (B,) or (B, H, W)
         agreeing, counted = agreeing + int(same.sum()), counted + same.size
     rows = tuple(Row(name, tuple(column[name] for column in columns)) for name in columns[0])
@@ -144,11 +144,30 @@ def print_table(proof: Proof) -> None:
     print(f"highest class the same: {proof.agreement_percent:.3f} %")
 
 
+def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """Largest max|a - b| / max|a| over a layer's outputs; infinite where shapes differ or values are not finite.
+
+    Args:
+        ours: Outputs of the Paddle network, flat.
+        theirs: Of the other, the scale; the same number and shapes.
+    """
+    if len(ours) != len(theirs):
+        return float("inf")
+    largest = 0.0
+    for a, b in zip(theirs, ours, strict=True):
+        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return float("inf")
+        departure, scale = float(np.abs(a - b).max()), float(np.abs(a).max())
+        if departure > 0:
+            largest = max(largest, departure / scale if scale > 0 else float("inf"))
+    return largest
+
+
 def _compare(
     source: Network, target: Network, layers: dict[str, tuple[str, str]], images: np.ndarray
 ) -> tuple[Row, ...]:
     theirs, ours = _run_both(source, target, layers, images)
-    return tuple(Row(name, (_difference(ours[name], theirs[name]),)) for name in theirs if name != OUTPUT)
+    return tuple(Row(name, (difference(ours[name], theirs[name]),)) for name in theirs if name != OUTPUT)
 
 
 def _run_both(
@@ -181,17 +200,3 @@ def _layers_with_tensors(source: Network, name_map: NameMap, pairing: Pairing) -
         name = pair.source.rpartition(".")[0]
         layers[name] = (source.watch_point(name), pair.target.rpartition(".")[0])
     return layers
-
-
-def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """Largest max|a - b| / max|a| over a layer's outputs; infinite where shapes differ or values are not finite."""
-    if len(ours) != len(theirs):
-        return float("inf")
-    largest = 0.0
-    for a, b in zip(theirs, ours, strict=True):
-        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-            return float("inf")
-        difference, scale = float(np.abs(a - b).max()), float(np.abs(a).max())
-        if difference > 0:
-            largest = max(largest, difference / scale if scale > 0 else float("inf"))
-    return largest

@@ -4,7 +4,7 @@
     python weights_convert/torch2paddle.py --arch resnet50 --weights resnet50.pth --out resnet50.pdparams
     python weights_convert/torch2paddle.py --arch resnet50 --weights random      # proof alone, nothing is written
     python weights_convert/torch2paddle.py --arch resnet50 --weights resnet50.pth --check ported_elsewhere.pdparams
-    python weights_convert/torch2paddle.py --all --weights random [--onnx]       # the proof of everything in the list
+    python weights_convert/torch2paddle.py --all --weights random --onnx         # the proof of everything in the list
 
 Reads .pth .pt .tar .safetensors .npz (and .pdparams of paddleseg), never executing anything in them. Writes .pdparams
 or .safetensors, or both if --out has no suffix; beside it a card (.card.yaml), and in .left_out.safetensors what Paddle
@@ -14,9 +14,15 @@ has no place for and paddle2torch.py puts back.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from common.cli import UserError, run_command
 from weights_convert.archs import Arch, all_archs, find_arch
@@ -27,8 +33,9 @@ from weights_convert.conversion import (
     fill_source,
     read_paddle_weights,
     start,
+    summary_line,
 )
-from weights_convert.output import paddle_paths, write_proven
+from weights_convert.output import PADDLE_SUFFIXES, require_out, start_report, write_proven, write_report
 from weights_convert.weight_files import read_weights
 
 import numpy as np
@@ -54,19 +61,20 @@ def convert(
     Raises:
         UserError: The file cannot be used, or the networks differ; then nothing is written.
     """
-    paths = paddle_paths(out) if out else []
+    if out is not None:
+        require_out(out, PADDLE_SUFFIXES, weights)
     tensors = read_weights(weights) if weights else None
     conversion = start(arch, tensors, paddle_side=False, options=options)
-    present = fill_source(conversion, tensors, str(weights))
+    present = fill_source(conversion, tensors, weights)
     del tensors  # the source network holds them
     stored = conversion.source_network.tensors()
     converted = conversion.pairing.to_paddle(stored)
     conversion.target_network.load(converted)
     conversion.prove_and_print(options.onnx)
-    if not paths:
+    if out is None:
         return conversion, []
     left_out = conversion.pairing.remainder({name: stored[name] for name in stored if name in present})
-    return conversion, write_proven(conversion, paths, converted, left_out, weights, licence)
+    return conversion, write_proven(conversion, out, converted, left_out, weights, licence)
 
 
 def check(arch: Arch, weights: Path, paddle_file: Path, options: Options) -> Conversion:
@@ -77,9 +85,9 @@ def check(arch: Arch, weights: Path, paddle_file: Path, options: Options) -> Con
     """
     tensors = read_weights(weights)
     conversion = start(arch, tensors, paddle_side=False, options=options)
-    fill_source(conversion, tensors, str(weights))
+    fill_source(conversion, tensors, weights)
     ported = read_paddle_weights(paddle_file)
-    check_tensors(ported, conversion.target_network.shapes(), str(paddle_file))
+    check_tensors(ported, conversion.target_network.shapes(), paddle_file)
     conversion.target_network.load(ported)
     try:
         conversion.prove_and_print(options.onnx)
@@ -95,43 +103,81 @@ def check(arch: Arch, weights: Path, paddle_file: Path, options: Options) -> Con
 
 def print_list() -> None:
     """Prints a line for each architecture and source."""
-    print(f"{'--arch':<22}{'--source':<13}{'from':<38}to")
+    print(f"{'--arch':<22}{'--source':<13}{'from':<41}to")
     for arch in all_archs():
         for source in arch.sources:
-            print(f"{arch.name:<22}{source.name:<13}{source.title:<38}{arch.target}")
+            print(f"{arch.name:<22}{source.name:<13}{source.title:<41}{arch.target}")
 
 
-def prove_all(onnx: bool, picture: Path | None) -> int:
+def prove_all(options: Options, report: Path | None) -> int:
     """Proves every architecture and source with random weights, each in a process of its own.
+
+    Args:
+        options: See there; `source` is each in turn.
+        report: Folder for a table of what was measured; a row more after each network.
 
     Returns:
         The exit status: 1 if any failed.
     """
-    failed, total = 0, 0
+    if report is not None:
+        start_report(report)
+    rows = []
     for arch in all_archs():
         for source in arch.sources:
-            command = [sys.executable, "-P", "-m", "weights_convert.torch2paddle", "--arch", arch.name]
-            command += ["--source", source.name, "--weights", RANDOM, *(["--onnx"] if onnx else [])]
-            command += ["--picture", str(picture)] if picture else []
-            result = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            lines = (result.stderr if result.returncode else result.stdout).strip().splitlines()
-            last = lines[-1] if lines else f"ended with status {result.returncode}"
-            print(last if result.returncode == 0 else f"{arch.name:<21}{source.name:<13}FAILED: {last}", flush=True)
-            failed, total = failed + (result.returncode != 0), total + 1
-    print(f"{total - failed} of {total} proven")
+            try:
+                chosen = dataclasses.replace(options, source=source.name)
+                row = in_own_process(_prove_random, arch.name, chosen) | {"failure": None}
+                print(summary_line(row), flush=True)
+            except UserError as error:
+                row = {"arch": arch.name, "source": source.name, "failure": str(error)}
+                print(f"{arch.name:<21}{source.name:<13}FAILED: {error}", flush=True)
+            rows.append(row)
+            if report is not None:
+                write_report(report, rows)
+    failed = sum(row["failure"] is not None for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} proven")
     return 1 if failed else 0
+
+
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns the function's result, worked out in a new process, whose memory goes with it.
+
+    Raises:
+        UserError: The function's own, or the process was ended.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise UserError("its process ended before it was done: is there enough memory?") from None
+
+
+def _prove_random(name: str, options: Options) -> dict[str, Any]:
+    """The row of one network; whatever goes wrong is a UserError, so that the next one has its turn."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            conversion, _ = convert(find_arch(name), None, None, options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+    return conversion.report_row()
 
 
 def main() -> int:
     """The command."""
     args = _parse_args()
-    if args.arch is None and not args.all:
+    if not any(vars(args).values()):
         print_list()
         return 0
     if args.all:
-        if args.weights != RANDOM or args.arch or args.out or args.check:
-            raise UserError("--all proves everything with random weights: --all --weights random, and nothing to write")
-        return prove_all(args.onnx, args.picture)
+        if args.source or args.mean or args.std or args.weights != RANDOM or args.arch or args.out or args.check:
+            raise UserError("--all goes with --weights random, and besides with --onnx, --picture and --report alone")
+        return prove_all(Options(picture=args.picture, onnx=args.onnx), args.report)
+    if args.report:
+        raise UserError("--report is the table of --all: --all --weights random --report DIR")
+    if args.arch is None:
+        raise UserError("say what the weights are of: --arch NAME (without any word, the command lists the names)")
     if args.weights is None:
         raise UserError(f"--arch {args.arch} needs --weights FILE, or --weights random")
     arch = find_arch(args.arch)
@@ -160,6 +206,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help=".pdparams, .safetensors, or a name for both")
     parser.add_argument("--check", type=Path, metavar="FILE", help="a Paddle file to prove, instead of writing one")
     parser.add_argument("--all", action="store_true", help="prove everything in the list")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="with --all: writes proofs.csv and env.json there")
     parser.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
     parser.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="the proof's real picture (default: data/camvid)")

@@ -24,8 +24,10 @@ WRAPPERS = ("state_dict", "model")
 PDPARAMS_PROTOCOL = 4  # what paddle.save writes
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_weights(path: str | os.PathLike, suffix: str | None = None) -> dict[str, np.ndarray]:
     """Reads a state dict: .pth, .pt, .tar, .safetensors, .npz or .pdparams.
+
+    `suffix` says which of them it is where the file's own name does not.
 
     Takes the state dict out of a checkpoint that holds it as "state_dict" or "model", and the prefixes "module." and
     "_orig_mod." (of data-parallel and compiled models) off its names.
@@ -34,17 +36,16 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: The file is missing, damaged, of another kind, holds something else, or asks for code (refused).
     """
     path = Path(path)
-    if path.suffix not in READ_SUFFIXES:
-        raise UserError(
-            f"{path}: '{path.suffix}' is no kind of weight file that is read here: {', '.join(READ_SUFFIXES)}"
-        )
+    suffix = suffix or path.suffix
+    if suffix not in READ_SUFFIXES:
+        raise UserError(f"{path}: '{suffix}' is no kind of weight file that is read here: {', '.join(READ_SUFFIXES)}")
     if not path.is_file():
         raise UserError(f"no weight file {path}: check the path")
-    if path.suffix in TORCH_SUFFIXES:
+    if suffix in TORCH_SUFFIXES:
         tensors = _read_torch(path)
-    elif path.suffix == ".safetensors":
+    elif suffix == ".safetensors":
         tensors = _read_safetensors(path)
-    elif path.suffix == ".npz":
+    elif suffix == ".npz":
         tensors = _read_npz(path)
     else:
         tensors = read_pdparams(path)

@@ -26,7 +26,7 @@ def test_torch_paddle_torch_is_bit_identical(through, back, tmp_path):
     torch.save(weights, tmp_path / "w.pth")
     convert(arch, tmp_path / "w.pth", tmp_path / through, Options())
     _, written, absent = convert_back(arch, tmp_path / through, tmp_path / back, Options())
-    assert absent == [] and [path.name for path in written] == [back, "back.card.yaml"]
+    assert absent == [] and [path.name for path in written] == [back, f"{back}.card.yaml"]
     load = safetensors.torch.load_file if back.endswith("safetensors") else torch.load
     found = load(tmp_path / back)
     assert same_bits(found, weights)  # the counters of batches, 7, too
@@ -55,6 +55,16 @@ def test_a_checkpoint_of_train_py_is_read(tmp_path):
     safetensors.numpy.save_file(trained, tmp_path / "best.safetensors", metadata={"state": json.dumps({})})
     convert_back(arch, tmp_path / "best.safetensors", tmp_path / "back.pth", Options())
     np.testing.assert_array_equal(torch.load(tmp_path / "back.pth")["fc.weight"], tiny_weights()["fc.weight"])
+
+
+def test_the_way_back_keeps_what_lies_beside_the_paddle_file(tmp_path):
+    arch = tiny_arch(tmp_path)
+    torch.save(tiny_weights(), tmp_path / "source.pth")
+    _, written = convert(arch, tmp_path / "source.pth", tmp_path / "w.pdparams", Options())
+    before = {path: path.read_bytes() for path in written}
+    convert_back(arch, tmp_path / "w.pdparams", tmp_path / "w.pth", Options())
+    assert {path: path.read_bytes() for path in written} == before
+    assert same_bits(torch.load(tmp_path / "w.pth"), tiny_weights())
 
 
 def test_another_network_and_a_failed_proof_leave_nothing(tmp_path):

@@ -7,16 +7,18 @@ from stdc_seg.models import build_model
 from weights_convert import pictures, torch2paddle
 from weights_convert.archs import find_arch
 from weights_convert.conversion import Options, fill_source, start
-from weights_convert.networks import OUTPUT, randomise
+from weights_convert.name_map import NameMap, pair_tensors
+from weights_convert.networks import OUTPUT, PaddleNetwork, TorchNetwork, randomise
 from weights_convert.paddle2torch import convert_back
 from weights_convert.pictures import normalised, real_picture
-from weights_convert.proof import Proof, Row, proof_inputs, prove
+from weights_convert.proof import Proof, Row, difference, proof_inputs, prove
 from weights_convert.weight_files import read_weights
 
 import cv2
 import numpy as np
 import paddle
 import pytest
+import torch
 from convert_tiny import MAP, tiny_arch
 
 FAMILIES = ["resnet18", "hrnet_w18", "xception65", "efficientnet_b0", "stdcnet813", "stdc1_seg", "stdc1_seg_paddleseg"]
@@ -68,7 +70,7 @@ def test_a_family_is_proven_by_three_witnesses_and_comes_back(name, tmp_path):
     arch = find_arch(name)
     out = tmp_path / "w.safetensors"
     conversion, _ = torch2paddle.convert(arch, None, out, Options(onnx=True))
-    assert conversion.proof.largest <= 1e-5 and conversion.onnx <= 1e-5
+    assert conversion.proof.largest <= 1e-5 and conversion.onnx_difference <= 1e-5
     assert conversion.proof.agreement_percent == pytest.approx(100, abs=0.01)
     assert len(conversion.proof.inputs) == 6
     sizes = {tuple(map(int, name.split()[0].split("x"))) for name in conversion.proof.inputs}
@@ -82,7 +84,7 @@ def test_a_family_is_proven_by_three_witnesses_and_comes_back(name, tmp_path):
 
 def test_random_weights_keep_every_stage_alive():
     conversion = start(find_arch("resnet18"), None, paddle_side=False, options=Options())
-    fill_source(conversion, None, "")
+    fill_source(conversion, None, None)
     network = conversion.source_network
     outputs = network.run(conversion.inputs[0].images, [f"layer{i}.1" for i in range(1, 5)])
     spreads = [float(value.std()) for (value,) in outputs.values()]
@@ -94,9 +96,53 @@ def test_random_weights_keep_every_stage_alive():
     np.testing.assert_array_equal(network.tensors()["layer1.0.conv1.weight"], first)
 
 
+class RareLayersTorch(torch.nn.Module):
+    """The types of layer in layer_types.yaml that no network of the list has."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, 2, 1)
+        self.group_norm = torch.nn.GroupNorm(2, 8)
+        self.prelu = torch.nn.PReLU(8)
+        self.up = torch.nn.ConvTranspose2d(8, 6, 3, 2, 1)
+        self.layer_norm = torch.nn.LayerNorm(6)
+        self.embedding = torch.nn.Embedding(6, 6)
+
+    def forward(self, x):
+        x = self.up(self.prelu(self.group_norm(self.conv(x)))).mean((2, 3))
+        return self.layer_norm(x) @ self.embedding(torch.arange(6))
+
+
+class RareLayersPaddle(paddle.nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv = paddle.nn.Conv2D(3, 8, 3, 2, 1)
+        self.group_norm = paddle.nn.GroupNorm(2, 8)
+        self.prelu = paddle.nn.PReLU(8)
+        self.up = paddle.nn.Conv2DTranspose(8, 6, 3, 2, 1)
+        self.layer_norm = paddle.nn.LayerNorm(6)
+        self.embedding = paddle.nn.Embedding(6, 6)
+
+    def forward(self, x):
+        x = self.up(self.prelu(self.group_norm(self.conv(x)))).mean((2, 3))
+        return self.layer_norm(x) @ self.embedding(paddle.arange(6))
+
+
+def test_layers_that_only_networks_of_one_s_own_have_are_proven_too():
+    name_map = NameMap(stages=("conv", "group_norm", "prelu", "up", "layer_norm", "embedding"), classifier="")
+    source, target = TorchNetwork(RareLayersTorch()), PaddleNetwork(RareLayersPaddle())
+    randomise(source, seed=0)
+    pairing = pair_tensors(name_map, source, target)
+    target.load(pairing.to_paddle(source.tensors()))
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    proof = prove(source, target, name_map, pairing, proof_inputs(picture, (97, 129), (0.5,) * 3, (0.5,) * 3))
+    proof.require("rare layers")
+    assert [row.name for row in proof.stages] == [*name_map.stages, OUTPUT] and len(pairing.pairs) == 10
+
+
 def proof_of(tmp_path, change=lambda network: None, table=MAP):
     conversion = start(tiny_arch(tmp_path, table), None, paddle_side=False, options=Options())
-    fill_source(conversion, None, "")
+    fill_source(conversion, None, None)
     conversion.target_network.load(conversion.pairing.to_paddle(conversion.source_network.tensors()))
     change(conversion.target_network)
     return prove(
@@ -117,6 +163,16 @@ def test_what_is_not_finite_departs(tmp_path):
     proof = proof_of(tmp_path, lambda network: network.load({"fc.bias": np.full(5, np.nan, np.float32)}))
     assert [row.name for row in proof.stages if row.departs] == ["fc", OUTPUT]
     assert proof.stages[-1].largest == float("inf")
+
+
+def test_differences_of_several_outputs_by_hand():
+    one, two = np.array([4.0, -8.0]), np.array([[0.0, 1.0]])
+    assert difference([one, two], [one, two]) == 0
+    assert difference([one + 2, two], [one, two]) == 2 / 8
+    assert difference([one, two * 1.5], [one, two]) == 0.5
+    for broken in ([one], [one, two.T], [one, two * np.nan], [one, two + np.inf]):
+        assert difference(broken, [one, two]) == float("inf")
+    assert difference([one], [one * 0]) == float("inf")
 
 
 def test_a_layer_that_never_runs_is_named(tmp_path):
@@ -151,9 +207,10 @@ def test_the_real_picture_is_a_photograph_where_there_is_one(tmp_path, monkeypat
     assert drawn.shape == (256, 384, 3) and title.startswith("drawn")
     photographs = tmp_path / "val"
     photographs.mkdir()
+    monkeypatch.setattr(pictures, "PHOTOGRAPHS", photographs)
+    assert real_picture(None)[1].startswith("drawn")
     cv2.imwrite(str(photographs / "b.png"), np.full((4, 6, 3), 7, np.uint8))
     cv2.imwrite(str(photographs / "a.png"), np.full((4, 6, 3), (30, 20, 10), np.uint8))
-    monkeypatch.setattr(pictures, "PHOTOGRAPHS", photographs)
     picture, title = real_picture(None)
     assert title == "photograph a.png of CamVid" and tuple(picture[0, 0]) == (10, 20, 30)
     assert real_picture(photographs / "b.png")[1] == "photograph b.png, given"

@@ -1,18 +1,26 @@
 """The README's five steps, run as they are printed."""
 
+import csv
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
 
 from common.cli import UserError
+from weights_convert.archs import all_archs
 
 import paddle
 import pytest
 import torch
 import torchvision
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "weights_convert" / "README.md").read_text()
+REPORTS = sorted(
+    (ROOT / "results" / "benchmarks" / "weights_convert").glob("*/env.json"),
+    key=lambda path: json.loads(path.read_text())["started_utc"],
+)
 STEPS = README.partition("## A network of your own")[2].partition("\n## ")[0]
 
 
@@ -44,11 +52,27 @@ def test_the_five_steps_convert_and_prove_mobilenet_v2(folder, capsys):
     assert [path.name for path in names["written"]] == [
         "mobilenet_v2.pdparams",
         "mobilenet_v2.left_out.safetensors",
-        "mobilenet_v2.card.yaml",
+        "mobilenet_v2.pdparams.card.yaml",
     ]
     assert "mobilenet_v2         torchvision  proven: 262 tensors" in capsys.readouterr().out
     network = sys.modules["my_mobilenet"].MobileNetV2()
     assert network.set_state_dict(paddle.load("mobilenet_v2.pdparams")) == ([], [])
+
+
+def measured_row(row):
+    differences = [f"{float(row[name]):.1e}" for name in ("largest_difference", "onnxruntime_difference")]
+    cells = [row["arch"], row["source"], row["tensors"], *differences, row["cpu_seconds"], row["peak_memory_mib"]]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.skipif(not REPORTS, reason="results/ holds no report of --all")
+def test_what_was_measured_is_the_latest_report():
+    with open(REPORTS[-1].with_name("proofs.csv")) as stream:
+        rows = list(csv.DictReader(stream))
+    sources = [(arch.name, source.name) for arch in all_archs() for source in arch.sources]
+    assert [(row["arch"], row["source"]) for row in rows] == sources
+    section = README.partition("## What was measured")[2].partition("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("|")][2:] == [measured_row(row) for row in rows]
 
 
 def test_a_row_that_misses_is_named(folder):

@@ -1,5 +1,9 @@
+import csv
+import json
+import os
 import pickle
 
+from common.cli import UserError
 from common.files import sha256_of
 from weights_convert import torch2paddle
 
@@ -34,6 +38,7 @@ def out(tmp_path):
 def test_without_arguments_it_lists_everything(monkeypatch, capsys):
     assert run(monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert len({line.rindex("  ") for line in lines}) == 1  # the last column stands apart
     names = [line.split()[0] for line in lines[1:]]
     wanted = "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d hrnet_w18 hrnet_w48 "
     wanted += "xception65 xception71 stdcnet813 stdcnet1446 stdc1_seg stdc2_seg stdc1_seg_paddleseg stdc2_seg_paddleseg"
@@ -47,8 +52,8 @@ def test_a_file_is_converted_with_its_card(checkpoint, out, tmp_path, monkeypatc
     assert run(monkeypatch, *words, arch=arch) == 0
     table = capsys.readouterr().out
     assert "blocks.1" in table and "highest class the same: 100.000 %" in table
-    assert left_behind(out.parent) == ["tiny.card.yaml", "tiny.left_out.safetensors", "tiny.pdparams"]
-    card = yaml.safe_load(out.with_suffix(".card.yaml").read_text())
+    assert left_behind(out.parent) == ["tiny.left_out.safetensors", "tiny.pdparams", "tiny.pdparams.card.yaml"]
+    card = yaml.safe_load(out.with_name("tiny.pdparams.card.yaml").read_text())
     assert card["source"]["sha256"] == sha256_of(checkpoint)
     assert card["source"]["licence"] == "BSD-3-Clause"
     assert card["files"]["tiny.pdparams"] == sha256_of(out)
@@ -122,6 +127,8 @@ def break_file(kind, path):
     elif kind == "nan":
         weights["conv1.bias"][3] = float("nan")
     torch.save(weights, path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
     return path
 
 
@@ -134,6 +141,7 @@ def break_file(kind, path):
         ("bfloat16", "'blocks.0.0.weight' is bfloat16: convert the weights to float32"),
         ("shape", "'conv1.weight' is (8, 1, 3, 3), the network has (8, 3, 3, 3)"),
         ("nan", "'conv1.bias' holds values that are not finite"),
+        ("truncated", "broken.pth: not a whole PyTorch file"),
     ],
 )
 def test_broken_weights_are_refused_by_name(kind, message, out, tmp_path, monkeypatch, capsys):
@@ -226,7 +234,10 @@ def test_check_proves_a_file_from_elsewhere(checkpoint, out, tmp_path, monkeypat
         (["--arch", "resnet18", "--weights", "random", "--source", "timm"], "valid: torchvision"),
         (["--arch", "resnet18", "--weights", "random", "--picture", "none.jpg"], "none.jpg: there is no such file"),
         (["--arch", "resnet18", "--weights", "random", "--check", "w.pdparams"], "--check compares two files"),
-        (["--all"], "--all --weights random"),
+        (["--all"], "--all goes with --weights random"),
+        (["--all", "--weights", "random", "--out", "w"], "--all goes with --weights random"),
+        (["--weights", "random"], "say what the weights are of: --arch NAME"),
+        (["--arch", "resnet18", "--weights", "random", "--report", "r"], "--report is the table of --all"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
@@ -254,12 +265,35 @@ def test_the_input_is_never_replaced(tmp_path, monkeypatch, capsys):
     assert path.read_bytes() == before
 
 
+def test_what_an_earlier_conversion_left_out_does_not_stay(checkpoint, out, tmp_path):
+    arch, weights = tiny_arch(tmp_path), tiny_weights()
+    torch2paddle.convert(arch, checkpoint, out, torch2paddle.Options())
+    without_counters = {name: value for name, value in weights.items() if not name.endswith("tracked")}
+    safetensors.torch.save_file(without_counters, tmp_path / "w.safetensors")
+    _, written = torch2paddle.convert(arch, tmp_path / "w.safetensors", out, torch2paddle.Options())
+    assert left_behind(out.parent) == ["tiny.pdparams", "tiny.pdparams.card.yaml"] == [path.name for path in written]
+
+
 @pytest.mark.slow
 def test_all_reports_each_and_fails_if_one_does(tmp_path, monkeypatch, capsys):
-    arch = torch2paddle.find_arch("stdcnet813")
+    arch, report = torch2paddle.find_arch("stdcnet813"), tmp_path / "report"
     monkeypatch.setattr(torch2paddle, "all_archs", lambda: [arch, tiny_arch(tmp_path)])  # "tiny": not in the list
-    assert run(monkeypatch, "--all", "--weights", "random") == 1
+    assert run(monkeypatch, "--all", "--weights", "random", "--onnx", "--report", report) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("stdcnet813") and "proven: 152 tensors" in lines[0]
-    assert lines[1].startswith("tiny") and "FAILED: error: unknown --arch 'tiny'" in lines[1]
+    assert lines[1].startswith("tiny") and "FAILED: unknown --arch 'tiny'" in lines[1]
     assert lines[2] == "1 of 2 proven"
+    with open(report / "proofs.csv") as stream:
+        proven, failed = csv.DictReader(stream)
+    assert proven["arch"] == "stdcnet813" and proven["tensors"] == "152" and proven["failure"] == ""
+    assert 0 < float(proven["largest_difference"]) <= 1e-5 and 0 < float(proven["onnxruntime_difference"]) <= 1e-5
+    assert int(proven["peak_memory_mib"]) > 100 and float(proven["cpu_seconds"]) > 0
+    assert failed["source"] == "here" and failed["failure"].startswith("unknown --arch 'tiny'")
+    env = json.loads((report / "env.json").read_text())
+    assert env["project"] == "weights_convert" and env["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_process_that_is_killed_is_told():
+    with pytest.raises(UserError, match="its process ended before it was done"):
+        torch2paddle.in_own_process(os._exit, 9)
+    assert torch2paddle.in_own_process(divmod, 7, 3) == (2, 1)

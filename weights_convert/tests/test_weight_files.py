@@ -1,4 +1,3 @@
-import io
 import pickle
 
 from common.cli import UserError
@@ -100,51 +99,3 @@ def test_bfloat16_in_safetensors_is_named(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1, dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="convert it to float32"):
         read_weights(tmp_path / "w.safetensors")
-
-
-class Payload:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return (open, (str(self.mark), "w"))
-
-
-def crafted(kind, path, mark):
-    """A file of any kind that leaves a mark if it is unpickled."""
-    if kind in (".pth", ".pt"):
-        torch.save({"a": torch.zeros(1), "b": Payload(mark)}, path)
-    elif kind == ".tar":
-        torch.save({"b": Payload(mark)}, path, _use_new_zipfile_serialization=False)
-    elif kind == ".npz":
-        np.savez(path, a=np.array([Payload(mark)], dtype=object))
-    else:  # .pdparams, or a pickle that only calls itself safetensors
-        path.write_bytes(pickle.dumps({"a": np.zeros(1, np.float32), "b": Payload(mark)}))
-    return path
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_crafted_file_is_refused_unrun(kind, tmp_path):
-    mark = tmp_path / "mark"
-    path = crafted(kind, tmp_path / f"w{kind}", mark)
-    with pytest.raises(UserError) as error:
-        read_weights(path)
-    assert not mark.exists()
-    assert "\n" not in str(error.value)
-    if kind in (".pth", ".pt", ".tar", ".pdparams", ".npz"):
-        assert "refused, nothing in it was run" in str(error.value)
-
-
-def test_the_payload_would_leave_a_mark(tmp_path):
-    mark = tmp_path / "mark"
-    stream = io.BytesIO(crafted(".pth", tmp_path / "w.pth", mark).read_bytes())
-    torch.load(stream, weights_only=False)
-    assert mark.exists()
-    mark.unlink()
-    np.load(crafted(".npz", tmp_path / "w.npz", mark), allow_pickle=True)["a"]
-    assert mark.exists()
-    mark.unlink()
-    pickle.loads(crafted(".pdparams", tmp_path / "w.pdparams", mark).read_bytes())
-    assert mark.exists()

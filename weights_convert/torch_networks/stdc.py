@@ -39,7 +39,10 @@ class InPlaceABN(nn.BatchNorm2d):
 def conv_bn_relu(
     in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, norm: type[nn.Module] = nn.BatchNorm2d
 ) -> nn.Sequential:
-    """Convolution, batch normalisation, ReLU, under the official names."""
+    """Convolution, batch normalisation, ReLU, under the official names.
+
+    (B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride)).
+    """
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, bn=norm(out_channels), relu=nn.ReLU()))
 
@@ -133,7 +136,11 @@ class AttentionRefinement(nn.Module):
 
 
 class ContextPath(nn.Module):
-    """Backbone, two ARMs and the global average: (feat8, context8, context16)."""
+    """Backbone, two ARMs and the global average.
+
+    Shapes: (B, 3, H, W) -> feat8 (B, 256, H/8, W/8), context8 (B, 128, H/8, W/8), context16 (B, 128, H/16, W/16), sides
+    rounded up.
+    """
 
     def __init__(self, name: str, norm: type[nn.Module]):
         super().__init__()
@@ -143,7 +150,7 @@ class ContextPath(nn.Module):
         self.conv_avg = conv_bn_relu(1024, 128, 1, norm=norm)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See the class."""
+        """Returns (feat8, context8, context16)."""
         _, _, feat8, feat16, feat32 = self.backbone(x)
         average = self.conv_avg(F.adaptive_avg_pool2d(feat32, 1))  # (B, 128, 1, 1)
         sum32 = self.arm32(feat32) + F.interpolate(average, feat32.shape[2:], mode="nearest")
@@ -170,7 +177,7 @@ class FeatureFusion(nn.Module):
 
 
 def output_head(in_channels: int, mid_channels: int, num_classes: int, norm: type[nn.Module]) -> nn.Sequential:
-    """3x3 conv_bn_relu, then a 1x1 convolution."""
+    """3x3 conv_bn_relu, then a 1x1 convolution. (B, in, h, w) -> (B, num_classes, h, w)."""
     conv = conv_bn_relu(in_channels, mid_channels, norm=norm)
     return nn.Sequential(OrderedDict(conv=conv, conv_out=nn.Conv2d(mid_channels, num_classes, 1, bias=False)))
 
