@@ -189,8 +189,9 @@ def _metavar(annotation: str) -> str:
 
 
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
-    step, where, text = 0, str(folder / "config.yaml"), (folder / "config.yaml").read_text(encoding="utf-8")
-    if checkpoint is not None:  # else it was stopped before its first checkpoint
+    if checkpoint is None:  # stopped before its first checkpoint
+        step, where, text = 0, str(folder / "config.yaml"), (folder / "config.yaml").read_text(encoding="utf-8")
+    else:
         state = read_state(checkpoint)
         step, where, text = state.step, f"config in {checkpoint}", state.config_text
     stored = config_from_text(Config, text, where)

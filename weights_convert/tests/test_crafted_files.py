@@ -155,7 +155,6 @@ def test_commands_of_the_projects_refuse_it(command, mark, tmp_path, monkeypatch
 @pytest.mark.parametrize("command", TRAININGS)
 def test_resuming_from_it_is_refused(command, mark, tmp_path, monkeypatch, capsys):
     module = importlib.import_module(command)
-    (tmp_path / "config.yaml").touch()  # as in the folder of a run
     for suffix in SUFFIXES:
         path = craft(tmp_path / f"crafted{suffix}", mark)
         require_refusal(run(monkeypatch, "--resume", path, command=module), capsys, mark)
