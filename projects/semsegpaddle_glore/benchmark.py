@@ -1,20 +1,21 @@
 """Times PSPNet with ResNet-50 beside paddleseg's, and measures the memory of evaluating one large picture.
 
-    python benchmark.py                          # 4x3x128x256 and 2x3x257x513, one thread and all cores
-    python benchmark.py --sizes 128x256 --repeats 5 --threads 1 --output DIR
+    python benchmark.py                          # steps of 4x3x128x256, all cores; minutes on two of them
+    python benchmark.py --sizes 128x256 257x513 --repeats 9 --threads 1 --output DIR
 
 A training step is forward, losses (cross entropy, 0.4 times that of the auxiliary head), backward and update at output
-stride 8; inference is an eval forward in dygraph of one picture of 512x1024. All get the same random pictures and
+stride 8; inference is an eval forward in dygraph of one picture of 256x512. All get the same random pictures and
 labels, the same number of threads and the same CPU settings (common/cpu.py). The networks:
     ours            as pspnet_res101_cityscapes.yaml trains it, with ResNet-50
     paddleseg       paddleseg's PSPNet with ResNet50_vd as its configs have it: 1024 channels behind the pyramid
     paddleseg_512   the same with 512 channels, as ours and as the paper: what is left is code and the first layers
-Its CrossEntropyLoss is repaired where Paddle 3 refuses float32 * int64. Each network runs under each number of threads
-in a process of its own, kept alive; the steps of all processes take turns, one at a time, so that noise meets all
-alike. Two steps each are warm-up. Times are medians with (min..max); a speed-up is the ratio of the medians with the
-range of the ratios of single turns.
+Its CrossEntropyLoss is repaired where Paddle 3 refuses float32 * int64. Each network runs in a process of its own, kept
+alive; the steps of all processes take turns, one at a time, so that noise meets all alike. Two steps each are warm-up.
+Times are medians with (min..max); a speed-up is the ratio of the medians with the range of the ratios of single turns.
 
 Memory is the peak resident set of a process of its own that evaluates one picture of 1024x2048 with windows of 769x769.
+Only the first two of the eight windows go through the network, the others take over the last result: what a window
+needs is free again before the next, so the peak is that of all eight (a slow test holds two and four side by side).
 
 Writes timings.csv, speedups.csv, memory.csv and env.json into --output (default: output/benchmark_<date>_<time>).
 """
@@ -28,7 +29,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,18 +42,15 @@ from common.cli import UserError, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
 from common.run_log import environment
-from semsegpaddle_glore.config import EvalProtocol, read_config
+from semsegpaddle_glore.benchmark_tasks import MEMORY_PROTOCOL, NETWORKS, Task, prepare
 
-import numpy as np
 from tqdm import tqdm
 
-NETWORKS = ("ours", "paddleseg", "paddleseg_512")
-NUM_CLASSES = 19
 WARMUP_STEPS = 2
 # After a step the threads of Intel's OpenMP keep their cores busy for 0.2 s, waiting for more.
 PAUSE_S = 0.3
-INFERENCE_SIZE = (512, 1024)
-MEMORY_SIZE, MEMORY_PROTOCOL = (1024, 2048), EvalProtocol(None, (1.0,), False, (769, 769), 2 / 3)
+INFERENCE_SIZE = (256, 512)
+MEMORY_SIZE = (1024, 2048)
 
 
 class Setting(NamedTuple):
@@ -64,18 +61,6 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.network}, {self.threads} thread{'s' * (self.threads > 1)}"
-
-
-class Task(NamedTuple):
-    """What is timed: "train" (a step), "infer" (a forward) with pictures of this batch size, height and width."""
-
-    kind: str
-    batch: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.batch}x3x{self.height}x{self.width}"
 
 
 Timings = Mapping[tuple[Task, Setting], Sequence[float]]  # seconds by turn
@@ -124,33 +109,18 @@ class Worker:
 
 
 def serve(setting: Setting, pipe: Connection) -> None:
-    """Runs in a worker process and times what comes through the pipe."""
+    """Runs in a worker process and answers each task with its seconds, or GiB for "memory"."""
     for stream in (1, 2):  # paddle's advice would tear the progress bar; errors go through the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    current = step = None
+    current = measure_once = None
     with suppress(EOFError):  # the parent has closed the pipe
         while True:
             task = pipe.recv()
             try:
                 if task != current:
-                    current, step = task, _make_step(setting.network, task)
-                start = time.perf_counter()
-                result = step()
-                seconds = time.perf_counter() - start
-                pipe.send(seconds if np.isfinite(result) else f"the result is {result}")
+                    current, measure_once = task, prepare(setting.network, task)
+                pipe.send(measure_once())
             except Exception as error:  # whatever it is, the parent says it in one line
-                pipe.send(f"{type(error).__name__}: {error}")
-
-
-def serve_memory(setting: Setting, pipe: Connection) -> None:
-    """Runs in a worker process: evaluates one picture and answers with the peak resident set in GiB."""
-    with suppress(EOFError):
-        while True:
-            task = pipe.recv()
-            try:
-                _evaluate_one((task.height, task.width), MEMORY_PROTOCOL)
-                pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-            except Exception as error:  # as above
                 pipe.send(f"{type(error).__name__}: {error}")
 
 
@@ -165,115 +135,6 @@ def threads_of_new_processes(threads: int) -> Iterator[None]:
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
-
-
-def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
-    blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
-    blocks[rng.random(blocks.shape) < 0.05] = 255
-    return images, blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : task.height, : task.width].astype(np.int64)
-
-
-def _make_step(network: str, task: Task) -> Callable[[], float]:
-    """Returns a function that does the task once and returns a number of its result, which it has waited for."""
-    import paddle
-
-    paddle.seed(0)
-    images, label = make_batch(task)
-    model = _build(network)
-    if task.kind == "infer":
-        return _forward_step(model, paddle.to_tensor(images))
-    model.train()
-    return {"ours": _our_training_step}.get(network, _paddleseg_training_step)(model, images, label)
-
-
-def _build(network: str) -> Any:
-    if network == "ours":
-        from semsegpaddle_glore.models import build_model
-
-        return build_model("pspnet", "resnet50", NUM_CLASSES, output_stride=8)
-    from paddleseg.models import PSPNet
-    from paddleseg.models.backbones import ResNet50_vd
-
-    channels = 512 if network == "paddleseg_512" else 1024
-    return PSPNet(NUM_CLASSES, ResNet50_vd(output_stride=8), pp_out_channels=channels)
-
-
-def _forward_step(model: Any, images: Any) -> Callable[[], float]:
-    import paddle
-
-    model.eval()
-
-    @paddle.no_grad()
-    def step() -> float:
-        outputs = model(images)  # paddleseg's is a list
-        return float((outputs[0] if isinstance(outputs, list) else outputs).flatten()[0])
-
-    return step
-
-
-def _our_training_step(model: Any, images: np.ndarray, label: np.ndarray) -> Callable[[], float]:
-    """As `train.Trainer` does it, with the losses and the optimizer of pspnet_res101_cityscapes.yaml."""
-    from semsegpaddle_glore.losses import SegmentationLoss
-    from semsegpaddle_glore.models.layers import refuse_single_value_batch_norm
-    from semsegpaddle_glore.optimizer import build_optimizer
-    from semsegpaddle_glore.updates import Updater
-
-    config = read_config("pspnet_res101_cityscapes")
-    updater = Updater(model, SegmentationLoss(config.loss), build_optimizer(model, config.optimizer), seed=0)
-
-    def step() -> float:
-        with refuse_single_value_batch_norm(model):
-            value, _ = updater.gradients(images, label, 0)
-        updater.apply(1e-4)
-        return value
-
-    return step
-
-
-def _paddleseg_training_step(model: Any, images: np.ndarray, label: np.ndarray) -> Callable[[], float]:
-    """As `paddleseg.core.train` does it, with the losses and the optimizer of its configs/pspnet."""
-    import paddle
-    from paddleseg.models.losses import CrossEntropyLoss
-
-    class Loss(CrossEntropyLoss):
-        def _post_process_loss(self, logit: Any, label: Any, semantic_weights: Any, loss: Any) -> Any:
-            return super()._post_process_loss(logit, label.astype("float32"), semantic_weights, loss)
-
-    loss = Loss()
-    schedule = paddle.optimizer.lr.PolynomialDecay(1e-4, decay_steps=80000, end_lr=0, power=0.9)
-    optimizer = paddle.optimizer.Momentum(schedule, 0.9, parameters=model.parameters(), weight_decay=4e-5)
-
-    def step() -> float:
-        target = paddle.to_tensor(label)
-        logits, aux_logits = model(paddle.to_tensor(images))
-        total = loss(logits, target) + 0.4 * loss(aux_logits, target)
-        total.backward()
-        optimizer.step()
-        schedule.step()
-        model.clear_gradients()
-        return float(total)
-
-    return step
-
-
-def _evaluate_one(size: tuple[int, int], protocol: EvalProtocol) -> None:
-    """What eval.py does with one picture, from the decoded picture to the confusion matrix."""
-    from common.metrics import ConfusionMatrix
-    from semsegpaddle_glore.data.transforms import normalize
-    from semsegpaddle_glore.eval import cross_entropy_of_probabilities
-    from semsegpaddle_glore.inference import class_probabilities
-
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    label = rng.integers(0, NUM_CLASSES, size, dtype=np.uint8)
-    model = _build("ours")
-    model.eval()
-    probs = class_probabilities(model, normalize(image, (0.5,) * 3, (0.25,) * 3), size, protocol)
-    ConfusionMatrix(NUM_CLASSES).update(label, probs.argmax(axis=0))
-    cross_entropy_of_probabilities(probs, label)
 
 
 def measure(
@@ -376,11 +237,10 @@ def main() -> None:
         repeats=args.repeats,
     )
     picture = Task("memory", 1, *MEMORY_SIZE)
-    with Worker(Setting("ours", args.threads), serve_memory) as worker:
+    with Worker(Setting("ours", args.threads), serve) as worker:
         memory = {**_columns(picture), "protocol": str(MEMORY_PROTOCOL), "peak_rss_gib": round(worker.run(picture), 3)}
     with ExitStack() as stack:
-        settings = [Setting(network, threads) for threads in sorted({1, args.threads}) for network in NETWORKS]
-        workers = [stack.enter_context(Worker(setting, serve)) for setting in settings]
+        workers = [stack.enter_context(Worker(Setting(network, args.threads), serve)) for network in NETWORKS]
         timings = measure(workers, tasks, args.repeats)
     output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_%Y%m%d_%H%M%S")
     _write_csv(output / "timings.csv", timing_rows(timings))
@@ -395,10 +255,9 @@ def main() -> None:
 
 def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = [(128, 256), (257, 513)]
-    threads_help = "compared besides 1 (default: all physical cores, as train.py)"
-    sizes_help = "of training pictures: 4 at once, 2 from 256 pixels"
-    parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, metavar="HxW", help=sizes_help)
+    threads_help = "of every network (default: all physical cores, as train.py)"
+    sizes_help = "of training pictures (default: 128x256): 4 at once, 2 from 256 pixels"
+    parser.add_argument("--sizes", nargs="+", type=_size, default=[(128, 256)], metavar="HxW", help=sizes_help)
     parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed steps (default 5)")
     parser.add_argument("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/benchmark_<date>_<time>")

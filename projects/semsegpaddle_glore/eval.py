@@ -7,7 +7,7 @@
     python -m paddle.distributed.launch --nproc_per_node 2 eval.py --weights W.safetensors
 
 Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
-weights). Data and protocol are the run's own or those of --cfg; single keys can be changed behind.
+weights). Data and protocol are the run's own or those of --cfg; keys of data and eval can be changed behind.
 """
 
 from __future__ import annotations
@@ -128,11 +128,16 @@ def main() -> None:
 
 def _config_of(weights: str, config_name: str | None, words: list[str]) -> Config:
     """The run's own experiment or that of --cfg, for the network of the weights and pictures as it was trained with."""
+    changes = parse_overrides(words)
+    sections = ("data", "eval", *(["model"] if config_name else []))  # --cfg says for which network it is
+    idle = [change for change in changes if not change.startswith(tuple(f"{section}." for section in sections))]
+    idle += [change for change in changes if change.startswith(("data.mean=", "data.std="))]
+    if idle:
+        raise UserError(f"{idle[0]}: has no say in an evaluation, which follows the weights: change data or eval keys")
     text, where = read_state(weights).config_text, f"config in {weights}"
-    stored = config_from_text(Config, text, where)
     if config_name is None:
-        return config_from_text(Config, text, where, parse_overrides(words))
-    config = read_config(config_name, words)
+        return config_from_text(Config, text, where, changes)
+    stored, config = config_from_text(Config, text, where), read_config(config_name, changes)
     trained, asked = (f"{c.model.name} with {c.model.backbone}" for c in (stored, config))
     if trained != asked:
         raise UserError(f"{weights} holds {trained}, --cfg {config_name} is for {asked}: give the config of its run")

@@ -2,8 +2,8 @@
 
 With nothing to learn (every pixel ignored) each part is 0 with zero gradient.
 
-References: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 3.3 (auxiliary loss, weight 0.4); Wu et
-al., "GINet", ECCV 2020, section 3.3 (semantic context loss).
+References: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 4 (auxiliary loss, weight 0.4); Wu et
+al., "GINet", ECCV 2020 (semantic context loss).
 """
 
 from __future__ import annotations
@@ -43,11 +43,6 @@ def pixel_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> paddle.T
     """Cross entropy of every pixel, 0 where the label is ignored. (B, C, H, W), int64 (B, H, W) -> (B, H, W)."""
     channels_last = logits.transpose([0, 2, 3, 1])  # (B, H, W, C): Paddle's softmax is fastest over the last axis
     return F.cross_entropy(channels_last, label, ignore_index=IGNORE_INDEX, reduction="none").squeeze(-1)
-
-
-def mean_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> tuple[float, int]:
-    """The sum of cross entropy over valid pixels and their count, for a validation loss. Shapes as above."""
-    return float(pixel_cross_entropy(logits, label).sum()), int((label != IGNORE_INDEX).sum())
 
 
 def class_presence(label: paddle.Tensor, num_classes: int) -> paddle.Tensor:

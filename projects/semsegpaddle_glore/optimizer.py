@@ -18,7 +18,7 @@ def build_optimizer(model: Segmentor, config: OptimizerConfig) -> paddle.optimiz
     in_heads = {id(p) for head in model.head_layers() for p in head.parameters()}
     exempt = set()
     if not config.decay_norm_and_bias:
-        norms = (layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D))
+        norms = (layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.LayerNorm))
         exempt |= {id(layer.weight) for layer in norms}
         exempt |= {id(p) for name, p in model.named_parameters() if name.endswith(".bias")}
     if not config.decay_classifier:

@@ -1,7 +1,7 @@
 """The auxiliary head: a small fully convolutional head on the feature before the last, trained beside the decode head.
 
-Reference: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 3.3; channels and drop-out as
-in SemSegPaddle.
+Reference: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 4; channels and drop-out as in
+SemSegPaddle.
 """
 
 from __future__ import annotations

@@ -41,16 +41,13 @@ class GloReHead(nn.Layer):
 class GloReUnit(nn.Layer):
     """Global reasoning unit. (B, in, h, w) -> (B, in, h, w).
 
-    Its last batch normalisation starts at weight 0, so the unit starts as the identity: a comment in the authors' code
-    asks for it, though their initialisation and the ports have 1.
-
     Deviation: node states are means over pixels (the authors' `normalize`, which they advise where input sizes vary;
     windows, scales and crops do here). SemSegPaddle and PaddleSeg sum instead.
     """
 
     def __init__(self, in_channels: int, num_states: int, num_nodes: int):
         super().__init__()
-        self.projection = GraphProjection(in_channels, num_states, num_nodes, last_weight=0.0)
+        self.projection = GraphProjection(in_channels, num_states, num_nodes)
         self.graph = GraphConvolution(num_states, num_nodes)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -62,16 +59,17 @@ class GloReUnit(nn.Layer):
 class GraphProjection(nn.Layer):
     """From pixels to nodes and back by one learned assignment of pixels to nodes (section 3.2 and 3.4 of the paper).
 
-    `last_weight` is what the weight of the batch normalisation behind it starts at.
+    The batch normalisation behind it starts at weight 0, so a unit around it starts as the identity: a comment in the
+    authors' code asks for it, though their initialisation and the ports have 1.
     """
 
-    def __init__(self, in_channels: int, num_states: int, num_nodes: int, last_weight: float):
+    def __init__(self, in_channels: int, num_states: int, num_nodes: int):
         super().__init__()
         self.conv_state = conv2d(in_channels, num_states, 1, bias=True, init="fan_in")
         self.conv_assign = conv2d(in_channels, num_nodes, 1, bias=True, init="fan_in")
         self.conv_extend = conv2d(num_states, in_channels, 1)
-        start = paddle.ParamAttr(initializer=nn.initializer.Constant(last_weight))
-        self.bn = nn.BatchNorm2D(in_channels, momentum=0.9, epsilon=1e-4, weight_attr=start)
+        zero = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
+        self.bn = nn.BatchNorm2D(in_channels, momentum=0.9, epsilon=1e-4, weight_attr=zero)
 
     def project(self, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """(B, in, h, w) -> nodes (B, num_nodes, num_states), assignment (B, num_nodes, h * w)."""

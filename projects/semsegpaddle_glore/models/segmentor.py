@@ -18,9 +18,9 @@ class Segmentor(nn.Layer):
 
     Logits are enlarged bilinearly with aligned corners, as in SemSegPaddle.
 
-    Drop-out draws from Paddle's generator in every training forward, and from nothing else does the network draw. A
-    training that calls `paddle.seed` with a number made from its seed, the step and the rank before each forward
-    therefore has no random state to save, and resumes to the same digits.
+    Drop-out (in EfficientNet also stochastic depth) draws from Paddle's generator in every training forward, and from
+    nothing else does the network draw. A training that calls `paddle.seed` with a number made from its seed, the step
+    and the rank before each forward therefore has no random state to save, and resumes to the same digits.
     """
 
     def __init__(self, backbone: nn.Layer, decode_head: nn.Layer, aux_head: nn.Layer | None, num_classes: int):

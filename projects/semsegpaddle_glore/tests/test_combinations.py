@@ -22,6 +22,11 @@ from glore_runs import CLASSES, write_data
 HEADS = ("pspnet", "deeplabv3", "glore", "ginet")
 BACKBONES = ("resnet18", "resnext50_32x4d", "hrnet_w18", "xception65", "efficientnet_b0")  # the smallest of each family
 PAIRS = list(itertools.product(HEADS, BACKBONES))
+QUICK = ("resnet18", "efficientnet_b0")
+# By default every head on the quick backbones and every backbone under PSPNet; the slow mark has the rest.
+MARKED_PAIRS = [
+    pair if "pspnet" in pair or pair[1] in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def config_for(head, backbone, data, output_stride=16):
     )
 
 
-@pytest.mark.parametrize("head, backbone", PAIRS)
+@pytest.mark.parametrize("head, backbone", MARKED_PAIRS)
 def test_trains_evaluates_saves_and_loads(head, backbone, data, tmp_path):
     config = config_for(head, backbone, data)
     train_set, val_set = (ListDataset(labels_of(config.data), data, name) for name in ("train.txt", "val.txt"))

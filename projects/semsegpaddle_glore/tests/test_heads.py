@@ -122,7 +122,9 @@ def plain_ginet(head, x, keep=None):
         to_semantic = torch.einsum("bnm,bnd->bmd", similarity.softmax(1), linear(unit.visual_value, visual))
         if keep is not None:
             classes = to_semantic + double(unit.semantic_factor) * semantic
-            keep.append(linear(head.presence, classes)[..., 0])
+            scale, last = head.presence
+            normalised = F.layer_norm(classes, [256], double(scale.weight), double(scale.bias))
+            keep.append(linear(last, normalised)[..., 0])
         return (visual + double(unit.visual_factor) * to_visual).transpose(1, 2)
 
     x = unit_around(unit.projection, conv_norm_relu(head.reduce, x), interact)
@@ -211,9 +213,22 @@ def test_words_decide_what_ginet_sees():
     assert all(parameter is not head.word_embeddings for parameter in head.parameters())
 
 
-def test_glores_unit_starts_as_the_identity():
+def test_units_start_as_the_identity():
     x = paddle.randn([2, 512, 5, 7])
     np.testing.assert_array_equal(HEADS["glore"]().unit(x).numpy(), x.numpy())
+    np.testing.assert_array_equal(HEADS["ginet"]().unit(x, paddle.to_tensor(WORDS))[0].numpy(), x.numpy())
+
+
+def test_presence_is_bounded_however_large_the_nodes_grow():
+    """Nothing holds their scale: on the way to the pixels a batch normalisation takes it off again."""
+    head = build("ginet")
+    for parameter in (head.unit.projection.conv_state.weight, head.unit.visual_value.weight):
+        parameter.set_value(1000 * parameter)
+    presence = head(paddle.randn([2, IN_CHANNELS, 9, 13]))["presence"]
+    norm, linear = head.presence
+    largest = float((norm.weight * linear.weight[:, 0]).norm()) * math.sqrt(256)
+    shift = float((norm.bias * linear.weight[:, 0]).sum() + linear.bias)
+    assert float((presence - shift).abs().max()) <= 1.0001 * largest
 
 
 @pytest.mark.parametrize("name", [*HEADS, "aux"])
@@ -223,7 +238,7 @@ def test_training_moves_every_parameter(name):
     before = {key: value.numpy().copy() for key, value in head.named_parameters()}  # with running statistics
     optimizer = paddle.optimizer.SGD(0.1, parameters=head.parameters())
     x = paddle.randn([2, IN_CHANNELS, 7, 9])
-    for _ in range(2):  # what starts behind a factor of 0 moves in the second step
+    for _ in range(3):  # what starts behind a factor of 0, and that behind another one, moves in the third step
         outputs = head(x)
         outputs = outputs if name != "aux" else {"logits": outputs}
         sum((output * paddle.randn(output.shape)).sum() for output in outputs.values()).backward()
@@ -250,7 +265,7 @@ DEEP_STEM = 123_776  # first convolutions of semseg's ResNet50 (3-64-64-128) les
         (lambda: GloReHead(2048, 19, 0.1), True, 27_137_158, VD_LAYERS + 256 - 8 * 2048 * 512),  # paddleseg glore
         (  # paddleseg ginet ResNet50_vd, trainable: a JPU, two batch normalisations; no presence
             lambda: GINetHead(2048, 19, 0.1, np.zeros((19, 300))),
-            *(True, 55_790_369, VD_LAYERS + 19_735_552 + 768 - 257),
+            *(True, 55_790_369, VD_LAYERS + 19_735_552 + 768 - 769),
         ),
     ],
 )

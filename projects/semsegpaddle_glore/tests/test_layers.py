@@ -81,6 +81,14 @@ def test_convolutions_start_with_the_stated_spread_and_settings():
     np.testing.assert_allclose(global_avg_pool(paddle.arange(6.0).reshape([1, 1, 2, 3])).numpy(), [[[[2.5]]]])
 
 
+def test_a_large_plane_is_averaged_to_single_precision():
+    x = np.random.default_rng(0).uniform(0, 2, (1, 8, 256, 512)).astype(np.float32)
+    exact = x.mean((2, 3), dtype=np.float64, keepdims=True)
+    ours = global_avg_pool(paddle.to_tensor(x)).numpy()
+    theirs = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(x), 1).numpy()
+    assert np.abs(ours - exact).max() < 1e-6 and np.abs(ours - theirs).max() < 1e-6
+
+
 def test_batch_norm_moves_its_statistics_as_torchs_does():
     ours, theirs = batch_norm(3), torch.nn.BatchNorm2d(3)
     x = np.random.default_rng(0).standard_normal((4, 3, 5, 6), dtype=np.float32)

@@ -92,10 +92,11 @@ def test_eval_repeats_the_number_of_training(data, reference, tmp_path, monkeypa
 
 def test_eval_under_another_protocol(data, reference, tmp_path, monkeypatch):
     words = ["--weights", reference[1] / "last.safetensors", "--data", data, "--output", tmp_path]
-    run(monkeypatch, eval_main, *words, "--multi_scales", "TEST.CROP_SIZE", 65, "eval.flip=true", "--split", "train")
+    words += ["--multi_scales", "TEST.CROP_SIZE", 65, "eval.flip=true", "eval.stride_fraction=1"]
+    run(monkeypatch, eval_main, *words, "--split", "train")
     (row,) = numbers(tmp_path)["eval.csv"]
     assert (row["split"], row["images"]) == ("train", "4")
-    assert row["protocol"] == "ms 0.5/0.75/1/1.25/1.5/1.75, flip, windows 65x65 stride 0.667"
+    assert row["protocol"] == "ms 0.5/0.75/1/1.25/1.5/1.75, flip, windows 65x65 stride 1"
 
 
 def test_eval_refuses_what_does_not_fit(data, reference, tmp_path, monkeypatch):
@@ -104,6 +105,9 @@ def test_eval_refuses_what_does_not_fit(data, reference, tmp_path, monkeypatch):
         run(monkeypatch, eval_main, "--data", data)
     with pytest.raises(UserError, match="holds glore with resnet18, --cfg pspnet_res101_ade is for pspnet with resnet"):
         run(monkeypatch, eval_main, "--weights", weights, "--cfg", "pspnet_res101_ade")
+    for words in (["SOLVER.NUM_EPOCHS", 3], ["train.seed=1"], ["MODEL.BACKBONE_LAYERS", 50], ["data.mean=[0, 0, 0]"]):
+        with pytest.raises(UserError, match="has no say in an evaluation, which follows the weights"):
+            run(monkeypatch, eval_main, "--weights", weights, "--data", data, *words)
     other = write_data(tmp_path / "other")
     (other / "classes.yaml").write_text("name: x\nclasses: [two, one, three]\n")
     with pytest.raises(UserError, match=r"made for 3 classes \(one, two, three\), the data has 3 \(two, one, three\)"):
