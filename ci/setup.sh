@@ -23,4 +23,11 @@ pip=".venv/bin/python -m pip --disable-pip-version-check"
 $pip install --quiet --requirement requirements.txt
 $pip install --quiet --no-deps --requirement requirements-nodeps.txt
 $pip install --quiet --no-deps --no-build-isolation --editable .
+# results/site is tested in Debian's Chromium, where it may be installed; elsewhere those tests say why they are skipped.
+if ! command -v chromium > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  echo "installing chromium for the tests of the results page"
+  export DEBIAN_FRONTEND=noninteractive
+  (timeout 120 apt-get update && timeout 300 apt-get install -y --no-install-recommends chromium fonts-dejavu-core) \
+    > /dev/null 2>&1 || echo "chromium cannot be installed here: the tests of the results page will be skipped"
+fi
 echo "$wanted $PWD" > "$stamp"

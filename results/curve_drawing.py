@@ -1,0 +1,97 @@
+"""mIoU against iterations, the published number beside it: one PNG for each row that has a curve."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.sealed_png import is_sealed, seal
+from results.table_rows import TableRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Spec = dict[str, Any]
+
+
+def curve_spec(row: TableRow) -> Spec | None:
+    """What the picture of a row shows, as plain values; None for a row without a curve."""
+    if not any(len(series.evaluations) > 1 for series in row.series):
+        return None
+    lines = [
+        {
+            "label": f"seed {run.env['seed']}: best {series.best.miou_percent:.2f}",
+            "steps": [evaluation.step for evaluation in series.evaluations],
+            "miou_percent": [evaluation.miou_percent for evaluation in series.evaluations],
+        }
+        for run, series in zip(row.runs, row.series, strict=True)
+    ]
+    references = [
+        {
+            "label": f"{comparison.reference.kind} {comparison.reference.value:.2f}"
+            + ("" if comparison.delta is not None else " (not comparable)"),
+            "value": comparison.reference.value,
+            "comparable": comparison.delta is not None,
+        }
+        for comparison in row.comparisons
+    ]
+    title = f"{row.project} {row.config}: {row.data}, {row.split}, {row.protocol}"
+    return {"title": title, "lines": lines, "references": references}
+
+
+def spec_digest(spec: Spec) -> str:
+    """Of what a picture shows and of the code that draws it."""
+    text = json.dumps(spec, sort_keys=True).encode()
+    return hashlib.sha256(Path(__file__).read_bytes() + text).hexdigest()
+
+
+def is_up_to_date(path: Path, spec: Spec) -> bool:
+    """Whether the file is the picture of this, untouched."""
+    return path.is_file() and is_sealed(path.read_bytes(), spec_digest(spec))
+
+
+def draw_all(specs: Sequence[Spec]) -> list[bytes]:
+    """The sealed PNGs, drawn one after the other into one figure: making axes costs more than a curve."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=100)
+    axes = figure.add_axes((0.09, 0.14, 0.88, 0.76))
+    axes.set_xlabel("iterations", fontsize=9)
+    axes.set_ylabel("mean IoU (%)", fontsize=9)
+    axes.xaxis.set_label_coords(0.5, -0.1)  # given, or every drawing searches for the places of labels and title
+    axes.yaxis.set_label_coords(-0.065, 0.5)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=6)
+    axes.grid(alpha=0.25)
+    pictures = []
+    for spec in specs:
+        _draw(axes, spec)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", metadata={"Software": None})
+        pictures.append(seal(png.getvalue(), spec_digest(spec)))
+        for line in list(axes.lines):
+            line.remove()
+    return pictures
+
+
+def _draw(axes: Axes, spec: Spec) -> None:
+    for number, line in enumerate(spec["lines"]):
+        look = {"color": f"C{number % 10}", "marker": "o", "markersize": 3, "linewidth": 1.6}
+        axes.plot(line["steps"], line["miou_percent"], label=_plain(line["label"]), **look)
+    for reference in spec["references"]:
+        style = "--" if reference["comparable"] else ":"
+        axes.axhline(reference["value"], color="0.35", linestyle=style, linewidth=1.2, label=_plain(reference["label"]))
+    top = max([*(max(line["miou_percent"]) for line in spec["lines"]), *(r["value"] for r in spec["references"])])
+    axes.set_xlim(0, 1.04 * max(line["steps"][-1] for line in spec["lines"]))
+    axes.set_ylim(0, min(100, 1.15 * top + 1))
+    title = spec["title"]
+    axes.set_title(_plain(title if len(title) < 90 else title[:87] + "..."), fontsize=9, y=1.02)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # else Matplotlib reads formulas

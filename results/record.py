@@ -1,0 +1,109 @@
+"""Takes a finished run into results/runs, after checking it.
+
+    python results/record.py projects/stdc_seg/output/quickstart_s0_20261121_3c5f26a
+
+Copied are config.yaml, env.json, train.csv, eval.csv, per_class.csv, curve.png, and what eval.py left in eval_*/ below;
+weights stay where they are. Refused is a run with an empty field, with files that contradict each other, that has not
+reached its last iteration, or whose code nobody can look up: files that differed from the commit, or a commit that this
+repository does not have. `--unknown-code` takes such a run all the same; its env.json says what is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import filecmp
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from common.run_log import run_id
+from results.recorded_runs import EVAL_FILES, RUN_FILES, RecordedRun, read_recorded
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_COLUMNS = ("step", "loss", "learning_rate", "step_time_s")  # those that every project has
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder that train.py left")
+    parser.add_argument("--unknown-code", action="store_true", help="take it though its code cannot be looked up")
+    args = parser.parse_args()
+    target = record(args.run.resolve(), ROOT, args.unknown_code)
+    print(f"recorded: {target.relative_to(ROOT)}; now: python results/make_tables.py")
+
+
+def record(folder: Path, root: Path, unknown_code: bool = False) -> Path:
+    """Checks a run folder and copies it; returns where to.
+
+    Raises:
+        UserError: It is refused, or another run of this name is recorded already.
+    """
+    run = read_recorded(folder)
+    if not (root / "projects" / run.project).is_dir():
+        raise UserError(f"{folder}/env.json: there is no project '{run.project}'")
+    _check_name(run)
+    _check_training(run)
+    if not unknown_code:
+        _check_commit(run, root)
+    files = [Path(name) for name in RUN_FILES]
+    files += [extra.relative_to(folder) / name for extra in sorted(folder.glob("eval_*/")) for name in EVAL_FILES]
+    target = root / "results" / "runs" / run.project / run.name
+    if target.exists():
+        _check_same(folder, target, files)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".recording") as scratch:
+        whole = Path(scratch) / run.name
+        for file in files:
+            (whole / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, whole / file)
+        whole.rename(target)
+    return target
+
+
+def _check_name(run: RecordedRun) -> None:
+    env = run.env
+    day = run.name.removeprefix(f"{env['config']}_s{env['seed']}_").partition("_")[0]
+    expected = run_id(env["config"], env["seed"], env["commit"], day)
+    number = run.name.removeprefix(expected)  # "_2" of the second run of one day
+    if not run.name.startswith(expected) or (number and not number.removeprefix("_").isdigit()):
+        raise UserError(
+            f"{run.folder}: by its env.json this run is called {expected}: it was renamed, or the file edited"
+        )
+
+
+def _check_training(run: RecordedRun) -> None:
+    """That train.csv is whole and the run has come to its end."""
+    path = run.folder / "train.csv"
+    with open(path, encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for line, row in enumerate(rows, start=2):
+        empty = [key for key in TRAIN_COLUMNS if not row.get(key)]
+        if empty or None in row or None in row.values():
+            raise UserError(f"{path}, row {line}: {', '.join(empty) or 'a cell'} is missing")
+    planned = run.config["train"]["iters"]
+    if not rows or int(rows[-1]["step"]) != planned or run.iters != planned:
+        raise UserError(f"{run.folder}: at step {run.iters} of {planned}: finish it with train.py --resume first")
+
+
+def _check_commit(run: RecordedRun, root: Path) -> None:
+    if run.env["commit_changed"]:
+        raise UserError(f"{run.folder}: its code differed from its commit: train from a commit, or give --unknown-code")
+    commit = run.env["commit"]
+    known = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=root, capture_output=True)
+    if known.returncode:
+        raise UserError(f"{run.folder}: commit {commit} is not in this repository: fetch it, or give --unknown-code")
+
+
+def _check_same(folder: Path, target: Path, files: list[Path]) -> None:
+    there = [path.relative_to(target) for path in target.rglob("*") if path.is_file()]
+    if sorted(there) != sorted(files) or not all(filecmp.cmp(folder / f, target / f, shallow=False) for f in files):
+        raise UserError(f"{target} is recorded already and holds something else: recorded runs are never changed")
+
+
+if __name__ == "__main__":
+    run_command(main)

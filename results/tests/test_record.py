@@ -1,0 +1,109 @@
+"""Taking a run in."""
+
+import json
+import subprocess
+
+from common.cli import UserError
+from results.record import record
+from results.recorded_runs import RUN_FILES
+
+import pytest
+from results_tree import write_evaluations, write_run
+
+
+@pytest.fixture
+def repository(tree):
+    """A git repository with one commit; returns its root and the commit."""
+    (tree / "projects/stdc_seg/x").write_text("x")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
+    subprocess.run(["git", "add", "."], cwd=tree, check=True)
+    subprocess.run(["git", *identity, "commit", "-q", "-m", "x"], cwd=tree, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, check=True, capture_output=True, text=True)
+    return tree, commit.stdout.strip()
+
+
+@pytest.fixture
+def finished(repository, tmp_path):
+    """A finished run of that commit, in an output folder, with weights beside it."""
+    root, commit = repository
+    folder = write_run(tmp_path / "output", commit=commit)
+    named = folder.with_name(folder.name[:-7] + commit[:7])
+    folder.rename(named)
+    (named / "best.safetensors").write_text("weights")
+    return root, named
+
+
+def test_the_files_are_copied_without_the_weights(finished):
+    root, folder = finished
+    write_evaluations(folder / "eval_val_flip", [200], [62.5], "ss, flip")
+    target = record(folder, root)
+    assert target == root / "results/runs/stdc_seg" / folder.name
+    names = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+    assert names == sorted([*RUN_FILES, "eval_val_flip/eval.csv", "eval_val_flip/per_class.csv"])
+    assert all((target / name).read_bytes() == (folder / name).read_bytes() for name in names)
+    assert record(folder, root) == target  # again: nothing happens
+
+
+def test_a_recorded_run_is_never_changed(finished):
+    root, folder = finished
+    target = record(folder, root)
+    before = (target / "train.csv").read_text()
+    (folder / "train.csv").write_text(before.replace("1.5", "1.6"))
+    with pytest.raises(UserError, match="recorded already and holds something else"):
+        record(folder, root)
+    assert (target / "train.csv").read_text() == before
+
+
+def set_env(folder, **values):
+    env = json.loads((folder / "env.json").read_text())
+    (folder / "env.json").write_text(json.dumps(env | values))
+
+
+def test_changed_code_is_refused_unless_told(finished):
+    root, folder = finished
+    set_env(folder, commit_changed=True)
+    with pytest.raises(UserError, match="differed from its commit"):
+        record(folder, root)
+    assert record(folder, root, unknown_code=True).is_dir()
+
+
+def test_an_unknown_commit_is_refused_unless_told(finished):
+    root, folder = finished
+    commit = json.loads((folder / "env.json").read_text())["commit"]
+    set_env(folder, commit=commit[:7] + "0" * 33)
+    with pytest.raises(UserError, match="is not in this repository"):
+        record(folder, root)
+    assert record(folder, root, unknown_code=True).is_dir()
+
+
+def test_a_run_that_has_not_come_to_its_end_is_refused(finished):
+    root, folder = finished
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("iters: 300", "iters: 400"))
+    with pytest.raises(UserError, match="at step 300 of 400: finish it"):
+        record(folder, root)
+    assert list((root / "results/runs").glob("*/*")) == []
+
+
+def test_an_empty_cell_of_the_log_is_named(finished):
+    root, folder = finished
+    (folder / "train.csv").write_text((folder / "train.csv").read_text().replace("200,1.5", "200,"))
+    with pytest.raises(UserError, match=r"train.csv, row 3: loss is missing"):
+        record(folder, root)
+
+
+def test_a_run_under_another_name_is_refused(finished):
+    root, folder = finished
+    set_env(folder, seed=1)
+    with pytest.raises(UserError, match="by its env.json this run is called quickstart_s1_"):
+        record(folder, root)
+    set_env(folder, seed=0)
+    assert record(folder.rename(folder.with_name(folder.name + "_2")), root).name.endswith("_2")
+
+
+def test_an_unknown_project_is_refused(finished):
+    root, folder = finished
+    set_env(folder, project="nothing")
+    with pytest.raises(UserError, match="there is no project 'nothing'"):
+        record(folder, root)
