@@ -1,23 +1,26 @@
 """Times a training step and a forward of PSPNet-R50 and DeepLabv3-R50 beside those of other libraries.
 
-    python benchmark.py                                   # training 4x3x256x512, a forward 1x3x512x1024; 20 minutes
-    python benchmark.py --sizes 128x256 --batch 2 --repeats 3 --inference-size 256x512 --output DIR
+    python benchmark.py                                   # training 2x3x256x512, a forward 1x3x256x512; 8 minutes
+    python benchmark.py --sizes 128x256 --batch 4 --repeats 3 --inference-size 256x512 --output DIR
 
     family      ours         beside it
-    pspnet      PSPNet       smp's PSPNet with its encoder dilated to output stride 8; torchvision's fcn_resnet50
-    deeplabv3   DeepLabV3    smp's DeepLabV3 at output stride 8; torchvision's deeplabv3_resnet50
+    pspnet      PSPNet       smp's PSPNet with its encoder dilated to output stride 8, and as shipped; torchvision's
+                             fcn_resnet50
+    deeplabv3   DeepLabV3    smp's DeepLabV3 at output stride 8, as shipped; torchvision's deeplabv3_resnet50
 
-They are not the same networks to the last layer, so the table has the multiply-adds of a forward. smp's have no
-auxiliary head (nor has our DeepLabV3, as in its paper), and its PSPNet fuses the pyramid by a 1x1 convolution where the
-paper's has 3x3; as shipped (three of five encoder stages, not dilated) it would be another network altogether.
-torchvision's FCN has no pyramid; its DeepLabV3 has an auxiliary head and one more 3x3 convolution.
+They are not the same networks to the last layer, so the tables have the multiply-adds of a forward of one picture, and
+beside each speed-up the same for each multiply-add, which is the fair one where the networks differ much. smp's have no
+auxiliary head (nor has our DeepLabV3, as in its paper). smp's PSPNet fuses the pyramid by a 1x1 convolution where the
+paper's has 3x3, and as shipped it has three of five encoder stages, not dilated. torchvision's FCN has no pyramid; its
+DeepLabV3 has an auxiliary head and one more 3x3 convolution.
 
 A training step is forward, cross entropy (0.4 times that of the auxiliary output where there is one), backward and SGD.
-All get the same random pictures and labels, the GPU if there is one, and the same number of threads otherwise. Three
-comparisons:
-    fp32      all in float32
-    bf16      all under autocast to bfloat16
-    settings  ours as recommended (bf16, channels-last) beside the others in float32, as they come
+All get the same random pictures and labels, the GPU if there is one, and the same number of threads otherwise. Ours run
+as train.py and eval.py run them: channels-last, and keeping freed memory. Comparisons:
+    fp32           float32, theirs as they come
+    bf16           autocast to bfloat16, theirs as they come
+    settings       ours as recommended (bf16) beside theirs in float32, as they come
+    same settings  bf16 and channels-last for all
 Each network runs in a process of its own, kept alive while its family is timed; the steps of all processes take turns,
 one at a time, so that noise meets all alike. Two steps each are warm-up. Times are medians with (min..max); a speed-up
 is the ratio of the medians with the range of the ratios of single turns.
@@ -28,67 +31,46 @@ Writes timings.csv, speedups.csv and env.json into --output (default: output/ben
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import multiprocessing
 import os
 import re
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, serve
+from awesome_pytorch_seg.tables import write_csv
 from common.cli import UserError, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
 from common.run_log import environment
 
-import numpy as np
+import torch
 from tqdm import tqdm
 
-NUM_CLASSES, AUX_WEIGHT = 19, 0.4
 WARMUP_STEPS = 2
-FAMILIES = {"pspnet": ("ours", "smp", "torchvision_fcn"), "deeplabv3": ("ours", "smp", "torchvision")}
+FAMILIES = {
+    "pspnet": ("ours", "smp", "smp_as_shipped", "torchvision_fcn"),
+    "deeplabv3": ("ours", "smp", "torchvision"),
+}
 MODES = ("fp32", "bf16", "bf16_channels_last")
-COMPARISONS = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16"), "settings": ("bf16_channels_last", "fp32")}
-
-
-class Network(NamedTuple):
-    """One of the networks that are timed."""
-
-    family: str
-    library: str
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.library}"
-
-
-class Task(NamedTuple):
-    """What is timed: "train" (a step) or "infer" (a forward) in a mode, with this batch size, height and width."""
-
-    kind: str
-    mode: str
-    batch: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.batch}x3x{self.height}x{self.width} {self.mode}"
-
-
-class Answer(NamedTuple):
-    """What a worker says of a task done once."""
-
-    seconds: float
-    gmacs: float
+COMPARISONS = {
+    "fp32": ("fp32", "fp32"),
+    "bf16": ("bf16", "bf16"),
+    "settings": ("bf16", "fp32"),
+    "same settings": ("bf16_channels_last", "bf16_channels_last"),
+}
+"""Our mode and theirs; ours is channels-last in all."""
 
 
 Timings = Mapping[tuple[Task, Network], Sequence[float]]  # seconds by turn
+Gmacs = Mapping[tuple[Task, Network], float]
 
 
 class Worker:
@@ -132,104 +114,6 @@ class Worker:
         self._process.join()
 
 
-def serve(network: Network, pipe: Connection) -> None:
-    """Runs in a worker process and times what comes through the pipe."""
-    for stream in (1, 2):  # what libraries print would tear the progress bar; errors go through the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    current = step = gmacs = None
-    with suppress(EOFError):  # the parent has closed the pipe
-        while True:
-            task = pipe.recv()
-            try:
-                if task != current:
-                    step = None  # frees the memory of the last one first
-                    current, (step, gmacs) = task, make_step(network, task)
-                start = time.perf_counter()
-                result = step()
-                seconds = time.perf_counter() - start
-                pipe.send(Answer(seconds, gmacs) if np.isfinite(result) else f"the result is {result}")
-            except Exception as error:  # whatever it is, the parent says it in one line
-                pipe.send(f"{type(error).__name__}: {error}")
-
-
-def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
-    blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
-    blocks[rng.random(blocks.shape) < 0.05] = 255
-    return images, blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : task.height, : task.width].astype(np.int64)
-
-
-def make_step(network: Network, task: Task) -> tuple[Callable[[], float], float]:
-    """Builds the network and the batch.
-
-    Returns:
-        A function that does the task once and returns a number of its result, which it has waited for; and 10^9
-        multiply-adds of a forward of one picture.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    layout = torch.channels_last if task.mode == "bf16_channels_last" else torch.contiguous_format
-    model = build(network).to(device, memory_format=layout).train(task.kind == "train")
-    images, label = (torch.from_numpy(array).to(device) for array in make_batch(task))
-    images = images.to(memory_format=layout)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9, weight_decay=1e-4)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=task.mode != "fp32")
-
-    def train() -> float:
-        with autocast:
-            outputs = outputs_of(model(images))
-        loss = sum(
-            weight * torch.nn.functional.cross_entropy(logits.float(), label, ignore_index=255)
-            for weight, logits in zip((1.0, AUX_WEIGHT), outputs, strict=False)
-        )
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    @torch.no_grad()
-    def infer() -> float:
-        with autocast:
-            logits = outputs_of(model(images))[0]
-        return float(logits[0, 0, 0, 0])
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(images)
-    return (train if task.kind == "train" else infer), counter.get_total_flops() / 2e9 / task.batch
-
-
-def build(network: Network) -> Any:
-    """The network with random weights, ResNet-50 and output stride 8."""
-    if network.library == "ours":
-        from awesome_pytorch_seg.models import build_model
-
-        return build_model(network.family, "resnet50", NUM_CLASSES)
-    if network.library == "smp":
-        import segmentation_models_pytorch as smp
-
-        if network.family == "deeplabv3":
-            return smp.DeepLabV3("resnet50", encoder_weights=None, encoder_output_stride=8, classes=NUM_CLASSES)
-        model = smp.PSPNet("resnet50", encoder_weights=None, encoder_depth=5, upsampling=8, classes=NUM_CLASSES)
-        model.encoder.make_dilated(output_stride=8)
-        return model
-    from torchvision.models import segmentation
-
-    door = segmentation.deeplabv3_resnet50 if network.library == "torchvision" else segmentation.fcn_resnet50
-    return door(weights=None, weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True)
-
-
-def outputs_of(result: Any) -> tuple[Any, ...]:
-    """Main logits, and auxiliary ones where there are any, of whatever form a library gives them in."""
-    if isinstance(result, Mapping):
-        return tuple(result.values())
-    return result if isinstance(result, tuple) else (result,)
-
-
 def measure(
     workers: Iterable[Worker], tasks: Sequence[Task], repeats: int
 ) -> tuple[dict[tuple[Task, Network], list[float]], dict[tuple[Task, Network], float]]:
@@ -252,7 +136,7 @@ def measure(
     return seconds, gmacs
 
 
-def timing_rows(timings: Timings, gmacs: Mapping[tuple[Task, Network], float]) -> list[dict[str, Any]]:
+def timing_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
     """One row per task and network."""
     return [
         {
@@ -270,47 +154,50 @@ def timing_rows(timings: Timings, gmacs: Mapping[tuple[Task, Network], float]) -
     ]
 
 
-def speedup_rows(timings: Timings) -> list[dict[str, Any]]:
-    """One row per comparison, task and other library: how many times as fast ours is."""
+def speedup_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
+    """One row per comparison, task and other library: how many times as fast ours is, also for each multiply-add."""
     rows = []
-    for (name, modes), (task, network) in itertools.product(COMPARISONS.items(), timings):
-        if task.mode != modes[1] or network.library == "ours":
+    for (name, modes), (their_task, network) in itertools.product(COMPARISONS.items(), timings):
+        if their_task.mode != modes[1] or network.library == "ours":
             continue
-        our_s = timings[task._replace(mode=modes[0]), Network(network.family, "ours")]
-        their_s = timings[task, network]
-        turns = [theirs / ours for ours, theirs in zip(our_s, their_s, strict=True)]
+        ours, theirs = (their_task._replace(mode=modes[0]), Network(network.family, "ours")), (their_task, network)
+        turns = [their_s / our_s for our_s, their_s in zip(timings[ours], timings[theirs], strict=True)]
+        our_median, their_median = statistics.median(timings[ours]), statistics.median(timings[theirs])
         rows.append(
             {
                 "comparison": name,
                 "family": network.family,
                 "beside": network.library,
-                **_task_columns(task),
+                **_task_columns(their_task),
                 "ours_mode": modes[0],
                 "their_mode": modes[1],
-                "ours_median_ms": round(1000 * statistics.median(our_s), 2),
-                "their_median_ms": round(1000 * statistics.median(their_s), 2),
-                "speedup": round(statistics.median(their_s) / statistics.median(our_s), 3),
+                "ours_median_ms": round(1000 * our_median, 2),
+                "their_median_ms": round(1000 * their_median, 2),
+                "speedup": round(their_median / our_median, 3),
                 "speedup_min": round(min(turns), 3),
                 "speedup_max": round(max(turns), 3),
+                "ours_gmacs_per_picture": round(gmacs[ours], 2),
+                "their_gmacs_per_picture": round(gmacs[theirs], 2),
+                "speedup_per_gmac": round(their_median / our_median * gmacs[ours] / gmacs[theirs], 3),
             }
         )
     return rows
 
 
-def table(timings: Timings, gmacs: Mapping[tuple[Task, Network], float]) -> str:
-    """The timings and the speed-ups as text."""
+def table(timing_rows: Sequence[Mapping[str, Any]], speedup_rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of both tables as text."""
     lines = ["median (min..max)"]
-    for row in timing_rows(timings, gmacs):
+    for row in timing_rows:
         lines.append(
-            f"  {_shape(row):<22} {row['family']:<10} {row['library']:<16} {row['mode']:<19}{row['median_ms']:9.1f} ms "
+            f"  {_shape(row):<20} {row['family']:<10} {row['library']:<16} {row['mode']:<19}{row['median_ms']:9.1f} ms "
             f"({row['min_ms']:.1f}..{row['max_ms']:.1f})  {row['gmacs_per_picture']:.1f} GMAC/picture"
         )
-    lines.append("ours against the others: ratio of medians (range over turns)")
-    for row in speedup_rows(timings):
-        modes = f"{row['ours_mode']} against {row['their_mode']}"
+    lines.append("ours against the others: ratio of medians (range over turns), and for each multiply-add")
+    for row in speedup_rows:
         lines.append(
-            f"  {row['comparison']:<9} {_shape(row):<22} {row['family']:<10} {row['beside']:<16} {modes:<32} "
-            f"{row['speedup']:.2f}x ({row['speedup_min']:.2f}..{row['speedup_max']:.2f})"
+            f"  {row['comparison']:<14} {_shape(row):<20} {row['family']:<10} {row['beside']:<16} "
+            f"{row['speedup']:.2f}x ({row['speedup_min']:.2f}..{row['speedup_max']:.2f})  "
+            f"{row['speedup_per_gmac']:.2f}x per multiply-add"
         )
     return "\n".join(lines)
 
@@ -321,13 +208,6 @@ def _task_columns(task: Task) -> dict[str, Any]:
 
 def _shape(row: Mapping[str, Any]) -> str:
     return f"{row['task']} {row['batch']}x3x{row['height_px']}x{row['width_px']}"
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_write(path) as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
@@ -354,17 +234,16 @@ def main() -> None:
             for found, store in zip(measure(workers, tasks, args.repeats), (timings, gmacs), strict=True):
                 store.update(found)
     output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_%Y%m%d_%H%M%S")
-    _write_csv(output / "timings.csv", timing_rows(timings, gmacs))
-    _write_csv(output / "speedups.csv", speedup_rows(timings))
+    times, speedups = timing_rows(timings, gmacs), speedup_rows(timings, gmacs)
+    write_csv(output / "timings.csv", times)
+    write_csv(output / "speedups.csv", speedups)
     with atomic_write(output / "env.json") as stream:
         json.dump(env, stream, indent=2)
-    print(table(timings, gmacs))
+    print(table(times, speedups))
     print(f"written: {output}/timings.csv, speedups.csv, env.json")
 
 
 def _device_name() -> str:
-    import torch
-
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
@@ -373,8 +252,8 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="default: both")
     add("--sizes", nargs="+", type=_size, default=[(256, 512)], metavar="HxW", help="of training pictures")
-    add("--batch", type=_positive, default=4, metavar="N", help="pictures a training step, from 2 (default 4)")
-    add("--inference-size", type=_size, default=(512, 1024), metavar="HxW", help="of the picture of a forward")
+    add("--batch", type=_positive, default=2, metavar="N", help="pictures a training step, from 2 (default 2)")
+    add("--inference-size", type=_size, default=(256, 512), metavar="HxW", help="of the picture of a forward")
     add("--repeats", type=_positive, default=5, metavar="N", help="timed steps (default 5)")
     threads_help = "CPU threads of each (default: all physical cores, as train.py)"
     add("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
@@ -387,8 +266,8 @@ def _parse_args() -> argparse.Namespace:
 
 def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or min(map(int, found.groups())) < 65:
-        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH with at least 65 pixels a side")
+    if not found or any(int(side) < 96 or int(side) % 32 for side in found.groups()):  # smp takes no others
+        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH of multiples of 32 from 96")
     return int(found[1]), int(found[2])
 
 

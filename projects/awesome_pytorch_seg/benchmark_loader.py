@@ -17,7 +17,6 @@ Writes loader.csv and env.json into --output (default: output/benchmark_loader_<
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -29,6 +28,7 @@ from typing import Any
 
 from awesome_pytorch_seg.config import AugmentConfig, StageConfig
 from awesome_pytorch_seg.data.transforms import augment, normalize
+from awesome_pytorch_seg.tables import write_csv
 from common.cli import UserError, run_command
 from common.dataset_list import find_pairs
 from common.files import atomic_write
@@ -167,10 +167,7 @@ def main() -> None:
     )
     rows = rows_of(measure(pairs, args.repeats))
     output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_loader_%Y%m%d_%H%M%S")
-    with atomic_write(output / "loader.csv") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output / "loader.csv", rows)
     with atomic_write(output / "env.json") as stream:
         json.dump(env, stream, indent=2)
     for row in rows:

@@ -116,10 +116,19 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
     )
 
 
+def memory_layout(channels_last: bool) -> torch.memory_format:
+    """PyTorch's word for a layout of pictures and of convolutions' weights."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def load_network(path: str | os.PathLike, class_names: tuple[str, ...] | None = None) -> nn.Module:
     """The network of a checkpoint with the weights that are evaluated, in evaluation mode on the CPU.
 
-    `class_names` are those of the data that it will meet; None takes the checkpoint's own.
+    Its memory layout is that of its training, so that it computes the same digits as the evaluations there.
+
+    Args:
+        path: The checkpoint.
+        class_names: Those of the data that the network will meet; None takes the checkpoint's own.
 
     Raises:
         UserError: See `load_evaluated`.
@@ -128,7 +137,7 @@ def load_network(path: str | os.PathLike, class_names: tuple[str, ...] | None = 
     bare = dataclasses.replace(config.model, backbone_weights=None)  # the checkpoint holds the backbone as well
     model = build_network(bare, len(state.class_names))
     load_evaluated(path, model, class_names or state.class_names)
-    return model.eval()
+    return model.eval().to(memory_format=memory_layout(config.train.channels_last))
 
 
 def load_model(path: str | os.PathLike, model: nn.Module, class_names: tuple[str, ...]) -> TrainState:

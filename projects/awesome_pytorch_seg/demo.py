@@ -23,7 +23,14 @@ from pathlib import Path
 
 from awesome_pytorch_seg.data.names import DATASETS
 from awesome_pytorch_seg.data.transforms import normalize
-from awesome_pytorch_seg.inference import ModelInfo, Network, OnnxNetwork, TorchNetwork, read_checkpoint_info
+from awesome_pytorch_seg.inference import (
+    MIN_SIDE,
+    ModelInfo,
+    Network,
+    OnnxNetwork,
+    TorchNetwork,
+    read_checkpoint_info,
+)
 from awesome_pytorch_seg.models import ALIASES, MODELS
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import UserError, run_command
@@ -34,7 +41,6 @@ from common.picture_files import IMAGE_SUFFIXES, read_image
 import numpy as np
 from tqdm import tqdm
 
-MIN_SIDE = 65  # pixels: three at stride 32
 OVERLAY_OPACITY = 0.5
 
 

@@ -25,6 +25,7 @@ from awesome_pytorch_seg.config import PROTOCOLS, DataConfig, EvalProtocol
 from awesome_pytorch_seg.data.dataset import open_list, with_root
 from awesome_pytorch_seg.data.transforms import centre_crop, normalize
 from awesome_pytorch_seg.losses import mean_cross_entropy
+from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import UserError, run_command
 from common.list_dataset import ListDataset
@@ -125,6 +126,7 @@ def evaluate(
 def main() -> None:
     """The command."""
     args = _parse_args()
+    keep_freed_memory()
     device = processes.join(torch.cuda.is_available() and not args.no_cuda)
     weights = args.weights or find_weights(args.model, args.backbone, args.dataset, Path("output"))
     state, config = read_experiment(weights)

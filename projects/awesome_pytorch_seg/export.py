@@ -1,4 +1,4 @@
-"""Exports a trained network as ONNX for pictures of any size, and keeps only what computes the same.
+"""Exports a trained network as ONNX, for pictures of any size, and keeps only what computes the same.
 
     python export.py --weights output/<run>/best.safetensors                 # into output/<run>/best_export/model.onnx
     python export.py --weights W.safetensors --output deploy --size 512 1024 # traced, compared and timed at this size
@@ -9,6 +9,9 @@ caller's. Mean, std, channel order, scale, class names and palette are in the fi
 Exporters of pyramid pooling are known to write graphs that are right at the traced size and silently wrong at others.
 So the file is run again in ONNX Runtime and compared with the network at the traced size and at two others, both odd
 and one with another batch size; a difference at any of them leaves no file behind, and the command ends with 1.
+
+OCNet's pyramid is cut into regions, with which torch's exporter does not come to an end where sizes are free: its file
+takes pictures of the traced size alone, and says so.
 """
 
 from __future__ import annotations
@@ -24,10 +27,9 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from awesome_pytorch_seg.checkpoint import load_network, read_experiment
-from awesome_pytorch_seg.inference import Network, OnnxNetwork, TorchNetwork, read_checkpoint_info
+from awesome_pytorch_seg.inference import MIN_SIDE, Network, OnnxNetwork, TorchNetwork, read_checkpoint_info
 from common.cli import UserError, run_command
 
 import numpy as np
@@ -35,8 +37,8 @@ import torch
 from torch import nn
 
 FILE = "model.onnx"
-MIN_SIDE = 65  # the smallest picture: three pixels at stride 32
 OTHER_SHAPES = ((2, 3, 97, 161), (1, 3, 203, 131))  # no side is a multiple of any stride
+FIXED_SIZE_NETWORKS = ("ocnet_pyramid",)
 MAX_DIFFERENCE, MIN_AGREEMENT_PERCENT = 1e-3, 99.9
 TIMED_RUNS = 3
 
@@ -80,7 +82,9 @@ def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | Non
         UserError: The checkpoint cannot be read, the exporter failed, or its result is not the network. Then `output`
             is what it was.
     """
-    size = size or read_experiment(weights)[1].augment.stages[-1].crop_size
+    config = read_experiment(weights)[1]
+    size = size or config.augment.stages[-1].crop_size
+    is_fixed = config.model.name in FIXED_SIZE_NETWORKS
     if min(size) < MIN_SIDE:
         raise UserError(f"--size {size[0]} {size[1]}: each side must be at least {MIN_SIDE}")
     is_new = not output.exists()
@@ -88,9 +92,9 @@ def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | Non
     try:
         with tempfile.TemporaryDirectory(prefix=".export_", dir=output) as folder:
             path = Path(folder) / FILE
-            write_onnx(weights, path, size)
+            write_onnx(weights, path, size, is_fixed)
             networks = {"torch": TorchNetwork(weights), "onnx": OnnxNetwork(path)}
-            shapes = ((1, 3, *size), *OTHER_SHAPES)
+            shapes = ((1, 3, *size), *(((2, 3, *size),) if is_fixed else OTHER_SHAPES))
             comparisons = [row for shape in shapes for row in compare(networks, shape)]
             require_agreement(comparisons)
             with open(path, "rb") as stream:
@@ -104,8 +108,10 @@ def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | Non
     return comparisons
 
 
-def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int]) -> None:
+def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int], is_fixed: bool) -> None:
     """Writes the graph of a checkpoint's network, traced at `size`, with free batch, height and width.
+
+    With `is_fixed` only the batch is free.
 
     Raises:
         UserError: The exporter failed.
@@ -114,8 +120,10 @@ def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int]) ->
 
     images = torch.zeros(2, 3, *size)  # two pictures: one would be taken for a constant
     free = torch.export.Dim.DYNAMIC
+    dynamic = {0: free} if is_fixed else {0: free, 2: free, 3: free}
     # The exporter's advice goes to the log, to standard output and to warnings.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -125,8 +133,7 @@ def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int]) ->
                 dynamo=True,
                 input_names=["images"],
                 output_names=["logits"],
-                dynamic_shapes=({0: free, 2: free, 3: free},),
-                custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+                dynamic_shapes=(dynamic,),
                 verbose=False,
             )
         except Exception as error:  # whatever it is, the user hears it in one line
@@ -135,8 +142,11 @@ def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int]) ->
     model = program.model_proto
     for value in (*model.graph.input, *model.graph.output):
         batch, _, height, width = value.type.tensor_type.shape.dim
-        batch.dim_param, height.dim_param, width.dim_param = "batch", "height", "width"
-    onnx.helper.set_model_props(model, read_checkpoint_info(weights).to_texts())
+        batch.dim_param = "batch"
+        if not is_fixed:
+            height.dim_param, width.dim_param = "height", "width"
+    info = dataclasses.replace(read_checkpoint_info(weights), fixed_size=size if is_fixed else None)
+    onnx.helper.set_model_props(model, info.to_texts())
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -165,15 +175,6 @@ def with_fixed_padding(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.ConvTranspose2d):
                 setattr(owner, name, CroppedConvTranspose2d(child))
     return model
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, scale: float | None = None) -> Any:
-    """Attention in ONNX, (B, N, K), (B, M, K), (B, M, V) -> (B, N, V); torch's own translation wants a fourth axis."""
-    from onnxscript import opset18 as op
-
-    factor = op.Constant(value_float=scale if scale is not None else query.shape[-1] ** -0.5)
-    products = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 2, 1])), factor)
-    return op.MatMul(op.Softmax(products, axis=-1), value)
 
 
 def compare(networks: Mapping[str, Network], shape: tuple[int, int, int, int]) -> list[Comparison]:
@@ -246,8 +247,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     args = parser.parse_args()
     output = args.output or default_folder(args.weights)
-    print_table(export(args.weights, output, tuple(args.size) if args.size else None))
-    print(f"written: {output / FILE}")
+    comparisons = export(args.weights, output, tuple(args.size) if args.size else None)
+    print_table(comparisons)
+    fixed_size = OnnxNetwork(output / FILE).info.fixed_size
+    sizes = "any size" if fixed_size is None else "{}x{} alone: torch's exporter knows no other way".format(*fixed_size)
+    print(f"written: {output / FILE}, for pictures of {sizes}")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _add_flags_of_the_original(group: argparse._ArgumentGroup) -> None:
         add(flag, type=float, metavar="X")
     add("--warmup-iters", type=int, metavar="N")
     add("--workers", "-j", type=int, metavar="N", help="threads that prepare batches")
-    add("--aux", action="store_true", help=f"auxiliary loss, with weight {AUX_WEIGHT} if --aux-weight is not given")
+    add("--aux", action="store_true", help=f"auxiliary loss where the config has none, with weight {AUX_WEIGHT}")
     add("--use-ohem", nargs="?", const="True", choices=["True", "False"], help="cross entropy over hard pixels")
     # What old launchers pass to each process; torchrun and torch.distributed.launch say it in LOCAL_RANK as well.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 FORMAT = "segrepro-awesome_pytorch_seg-export-1"
+MIN_SIDE = 65  # pixels of the smallest picture: three at stride 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ModelInfo:
         scale: Factor on 0..255 pixel values, before mean and std.
         mean: Per channel, of scaled values.
         std: Likewise.
+        fixed_size: The only (height, width) of pictures that it takes; None is any.
     """
 
     format: str
@@ -65,6 +67,7 @@ class ModelInfo:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fixed_size: tuple[int, int] | None
 
     def to_texts(self) -> dict[str, str]:
         """The fields as text: strings as they are, the rest as JSON."""
@@ -143,7 +146,17 @@ class OnnxNetwork:
         self.info = ModelInfo.from_texts(self._session.get_modelmeta().custom_metadata_map, path)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """See `Network`."""
+        """See `Network`.
+
+        Raises:
+            UserError: Pictures of a size that the export does not take.
+        """
+        size, fixed_size = images.shape[2:], self.info.fixed_size
+        if fixed_size not in (None, size):
+            raise UserError(
+                "{}x{} pixels, but the export takes {}x{} alone: export it at that size (export.py --size), or use the "
+                "checkpoint".format(*size, *fixed_size)
+            )
         return self._session.run(["logits"], {"images": images})[0]
 
 
@@ -169,6 +182,7 @@ def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
         scale=1 / 255,
         mean=state.mean,
         std=state.std,
+        fixed_size=None,
     )
 
 

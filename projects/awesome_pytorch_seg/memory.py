@@ -1,4 +1,4 @@
-"""How the C library keeps memory for a training process on a CPU."""
+"""How the C library keeps memory for a process that computes on a CPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ GROWTH_BYTES = 256 * 2**20
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that it frees, in place of handing it back to the system and asking again.
 
-    A training step frees and takes the same large tensors each time, and the system clears every page that it gives:
-    without this an ENet step at 360x480 takes a third longer on one core. Only glibc has the switch; elsewhere nothing
+    A step frees and takes the same large tensors each time, and the system clears every page that it gives: without
+    this an ENet training step at 360x480 takes a third longer on one core. Only glibc has the switch; elsewhere nothing
     happens.
     """
     if not sys.platform.startswith("linux"):

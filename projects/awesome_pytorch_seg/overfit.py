@@ -14,7 +14,6 @@ Prints a table and writes overfit.csv into --output (default: output/overfit).
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import tempfile
 import time
@@ -24,9 +23,9 @@ from pathlib import Path
 from awesome_pytorch_seg.config import Config, read_config
 from awesome_pytorch_seg.models import MODELS
 from awesome_pytorch_seg.runs import RunPlan
+from awesome_pytorch_seg.tables import write_csv
 from awesome_pytorch_seg.train import Trainer
 from common.cli import UserError, did_you_mean, run_command
-from common.files import atomic_write
 
 import cv2
 import numpy as np
@@ -125,10 +124,7 @@ def main() -> int:
     if args.iters < 2:
         raise UserError(f"--iters {args.iters}: at least 2")
     results = [overfit(model, args.iters) for model in tqdm(args.models, desc="networks", disable=None)]
-    with atomic_write(args.output / "overfit.csv") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Result)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(result) for result in results)
+    write_csv(args.output / "overfit.csv", [dataclasses.asdict(result) for result in results])
     print(table(results))
     failed = [result.model for result in results if result.miou_percent < 100 * ENOUGH]
     print(f"{len(results) - len(failed)} of {len(results)} learnt the picture; written: {args.output}/overfit.csv")

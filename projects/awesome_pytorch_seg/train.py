@@ -27,6 +27,7 @@ from awesome_pytorch_seg.checkpoint import (
     load_average,
     load_model,
     load_optimizer,
+    memory_layout,
     save_checkpoint,
 )
 from awesome_pytorch_seg.data.dataset import label_pieces, open_list, train_batches, with_root
@@ -52,10 +53,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-LABEL_PIECES, LABEL_PIECE_SIDE = (
-    128,
-    64,
-)  # what DUNet's upsampling learns from before training: 2048 blocks at stride 16
 
 
 class Trainer:
@@ -69,7 +66,7 @@ class Trainer:
         self.val_set = open_list(self.data, config.data.val_list)
         self.labels = self.train_set.labels
         torch.manual_seed(config.train.seed)
-        self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.layout = memory_layout(config.train.channels_last)
         self.model = self._build_model()
         self.loss = build_loss(config.model.name, config.loss, self.labels.num_classes).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 from awesome_pytorch_seg import benchmark
-from awesome_pytorch_seg.benchmark import Answer, Network, Task, Worker
+from awesome_pytorch_seg.benchmark import Worker
+from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, make_batch, outputs_of
 from common.cli import UserError
 
 import numpy as np
@@ -38,16 +39,16 @@ def test_steps_take_turns_and_warm_up_is_dropped():
     assert log == forth + forth[::-1] + forth + forth[::-1] + forth
 
 
-def test_rows_hold_medians_spread_and_the_three_comparisons():
+def test_rows_hold_medians_spread_and_the_comparisons():
     modes = {mode: TASK._replace(mode=mode) for mode in benchmark.MODES}
-    ours = {"fp32": [0.5, 0.4, 0.8], "bf16": [0.25, 0.2, 0.4], "bf16_channels_last": [0.2, 0.1, 0.4]}
+    ours = {"fp32": [0.5, 0.4, 0.8], "bf16": [0.2, 0.1, 0.4], "bf16_channels_last": [0.25, 0.2, 0.4]}
     theirs = {"fp32": [1.0, 1.2, 0.9], "bf16": [0.5, 0.6, 0.45], "bf16_channels_last": [0.5, 0.5, 0.5]}
     timings = {(modes[mode], OURS): ours[mode] for mode in modes} | {
         (modes[mode], THEIRS): theirs[mode] for mode in modes
     }
-    gmacs = dict.fromkeys(timings, 12.346)
-    first = benchmark.timing_rows(timings, gmacs)[0]
-    assert first == {
+    gmacs = {key: 12.346 if key[1] == OURS else 6.173 for key in timings}
+    times = benchmark.timing_rows(timings, gmacs)
+    assert times[0] == {
         "family": "pspnet",
         "library": "ours",
         "task": "train",
@@ -62,17 +63,23 @@ def test_rows_hold_medians_spread_and_the_three_comparisons():
         "images_per_s": 8.0,
         "repeats": 3,
     }
-    rows = benchmark.speedup_rows(timings)
+    rows = benchmark.speedup_rows(timings, gmacs)
     found = [(row["comparison"], row["speedup"], row["speedup_min"], row["speedup_max"]) for row in rows]
-    # Turns in fp32: 1.0 / 0.5, 1.2 / 0.4, 0.9 / 0.8; ours in bf16 and channels-last: 1.0 / 0.2, 1.2 / 0.1, 0.9 / 0.4.
-    assert found == [("fp32", 2.0, 1.125, 3.0), ("bf16", 2.0, 1.125, 3.0), ("settings", 5.0, 2.25, 12.0)]
-    text = benchmark.table(timings, gmacs)
+    # Turns in fp32: 1.0 / 0.5, 1.2 / 0.4, 0.9 / 0.8; bf16: 0.5 / 0.2, 0.6 / 0.1, 0.45 / 0.4; and so on.
+    assert found == [
+        ("fp32", 2.0, 1.125, 3.0),
+        ("bf16", 2.5, 1.125, 6.0),
+        ("settings", 5.0, 2.25, 12.0),
+        ("same settings", 2.0, 1.25, 2.5),
+    ]
+    assert [row["speedup_per_gmac"] for row in rows] == [4.0, 5.0, 10.0, 4.0]  # theirs has half of the multiply-adds
+    text = benchmark.table(times, rows)
     assert "500.0 ms (400.0..800.0)  12.3 GMAC/picture" in text
-    assert "bf16_channels_last against fp32" in text
+    assert "5.00x (2.25..12.00)  10.00x per multiply-add" in text
 
 
 def test_batch_has_blocks_of_labels_and_some_ignored():
-    images, label = benchmark.make_batch(Task("train", "fp32", 2, 100, 200))
+    images, label = make_batch(Task("train", "fp32", 2, 100, 200))
     assert (images.shape, images.dtype) == ((2, 3, 100, 200), "float32")
     assert (label.shape, label.dtype) == ((2, 100, 200), "int64")
     assert (label[:, :16, :16] == label[:, :1, :1]).all()
@@ -82,9 +89,9 @@ def test_batch_has_blocks_of_labels_and_some_ignored():
 
 def test_outputs_of_all_libraries():
     main, aux = torch.zeros(1), torch.ones(1)
-    assert benchmark.outputs_of({"out": main, "aux": aux}) == (main, aux)
-    assert benchmark.outputs_of((main, aux)) == (main, aux)
-    assert benchmark.outputs_of(main) == (main,)
+    assert outputs_of({"out": main, "aux": aux}) == (main, aux)
+    assert outputs_of((main, aux)) == (main, aux)
+    assert outputs_of(main) == (main,)
 
 
 ANSWER_HEIGHT = """
@@ -126,7 +133,7 @@ class TestWorker:
 @pytest.mark.slow
 def test_command_writes_tables_and_environment(tmp_path):
     """The real thing, small: every network trains and infers in every mode."""
-    words = ["--sizes", "65x97", "--batch", "2", "--inference-size", "65x97", "--repeats", "1", "--threads", "1"]
+    words = ["--sizes", "96x96", "--batch", "2", "--inference-size", "96x96", "--repeats", "1", "--threads", "1"]
     code = "from awesome_pytorch_seg import benchmark; benchmark.WARMUP_STEPS = 0; benchmark.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--output", str(tmp_path)],
@@ -145,13 +152,15 @@ def test_command_writes_tables_and_environment(tmp_path):
     }
     assert all(float(row["median_ms"]) > 1 and float(row["gmacs_per_picture"]) > 1 for row in rows)
     speedups = list(csv.DictReader((tmp_path / "speedups.csv").open()))
-    assert len(speedups) == 3 * 2 * 4  # comparisons, tasks, other networks
+    assert len(speedups) == 4 * 2 * 5  # comparisons, tasks, other networks
     record = json.loads((tmp_path / "env.json").read_text())
     assert (record["threads"], record["repeats"]) == (1, 1)
-    assert done.stdout.count("against") == 1 + len(speedups)
+    assert done.stdout.count("x per multiply-add") == len(speedups)
 
 
-@pytest.mark.parametrize("words", [["--sizes", "64x128"], ["--sizes", "128"], ["--repeats", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--sizes", "64x128"], ["--sizes", "128x130"], ["--sizes", "128"], ["--repeats", "0"]]
+)
 def test_wrong_arguments_are_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
     with pytest.raises(SystemExit):

@@ -4,10 +4,11 @@ import subprocess
 import sys
 import time
 
+from awesome_pytorch_seg.eval import main as eval_main
 from common.run_log import read_run
 
 import pytest
-from awesome_runs import ENV, PROJECT, command, numbers, run_folder, train_words, write_data
+from awesome_runs import ENV, PROJECT, numbers, run_folder, run_here, train_words, write_data
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,7 @@ def test_two_processes_train_evaluate_and_save_once(pair):
 def test_one_process_evaluates_the_checkpoint_to_the_same_counts(pair, data, tmp_path):
     """Three pictures over two processes: no picture is counted twice, the sums are those of one process."""
     words = ("--weights", pair[0] / "last.safetensors", "--data", data)
-    alone = command("eval.py", *words, "--output", tmp_path / "one")
-    assert alone.returncode == 0, alone.stderr[-2000:]
+    run_here(eval_main, *words, "--output", tmp_path / "one")
     together = launch("eval.py", *words, "--output", tmp_path / "two")
     assert together.returncode == 0, together.stderr[-2000:]
     one, two, training = (numbers(folder)["eval.csv"][-1] for folder in (tmp_path / "one", tmp_path / "two", pair[0]))
@@ -85,6 +85,7 @@ def test_a_dying_process_ends_the_run_with_a_message(death, message, data, tmp_p
     assert message in process.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
     process = launch("train.py", *train_words(data, tmp_path, 4), "train.batch_size=3")
     assert process.returncode != 0

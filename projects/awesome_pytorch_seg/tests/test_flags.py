@@ -57,7 +57,7 @@ def test_the_command_of_the_originals_readme(plan, data):
     assert (config.augment.base_size, config.augment.stages[0].crop_size) == (520, (480, 480))
     assert config.augment.stages[0].scales == (0.5, 2.0)
     assert (config.train.batch_size, config.train.iters, config.train.eval_every) == (4, 50, 1)  # 4 pictures here
-    assert (config.loss.aux_weight, config.loss.ohem_threshold) == (0.0, None)
+    assert (config.loss.aux_weight, config.loss.ohem_threshold) == (0.4, None)
 
 
 def test_the_base_config_trains_vocs_pictures_60_times():
@@ -77,6 +77,9 @@ def test_single_flags_of_the_original(plan, data):
     assert config.optimizer.weight_decay == 0.001
     assert plan("--model", "enet", "--data", data, "--use-ohem", "False").config.loss.ohem_threshold is None
     assert plan("--model", "enet", "--data", data, "--aux", "--aux-weight", "0.5").config.loss.aux_weight == 0.5
+    assert plan("--model", "psp", "--data", data, "--aux-weight", "0").config.loss.aux_weight == 0
+    assert read_config("quickstart").loss.aux_weight == 0
+    assert plan("--config", "quickstart", "--data", data, "--aux").config.loss.aux_weight == 0.4
     assert plan("--dataset", "sbu", "--data", data).config.data.val_list == "test.txt"
 
 
