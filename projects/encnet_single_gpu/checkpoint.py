@@ -153,6 +153,8 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.Pat
             f"{len(unknown)} are not known ({_few(unknown)})"
         )
     for name, value in tensors.items():
+        if value.dtype == torch.float16:  # published weights are stored in half the space
+            tensors[name] = value = value.float()
         if wanted[name].shape != value.shape:
             raise UserError(f"{path}: '{name}' is {tuple(value.shape)}, the network has {tuple(wanted[name].shape)}")
         if wanted[name].dtype != value.dtype:

@@ -7,6 +7,7 @@ from common.run_log import read_run
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.eval import main as eval_main
+from encnet_single_gpu.inference import load_network
 from encnet_single_gpu.memory import micro_batches
 from encnet_single_gpu.train import Trainer, main
 
@@ -107,6 +108,18 @@ def test_both_readings_of_ade20k_and_neither_loads_the_other(data, reference, tm
         run_here(eval_main, "--weights", weights, "--data", data)
     with tiny_networks(), pytest.raises(UserError, match="made for 151 classes.*the data has 150"):
         run_here(main, "--resume", weights, "--data", data, "--extend", "--iters", 9)
+
+
+def test_weights_in_half_precision_are_computed_in_single(reference, tmp_path):
+    best, half = reference[1] / "best.safetensors", tmp_path / "half.safetensors"
+    tensors = safetensors.torch.load_file(best)
+    rounded = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    safetensors.torch.save_file(rounded, half, safetensors.safe_open(best, "pt").metadata())
+    with tiny_networks():
+        loaded, whole = (load_network(path).model.state_dict() for path in (half, best))
+    for name, value in loaded.items():
+        assert value.dtype == whole[name].dtype
+        assert torch.equal(value, whole[name].half().to(value.dtype) if value.is_floating_point() else whole[name])
 
 
 def test_micro_batches_have_the_gradient_of_the_whole_batch(data, tmp_path):
