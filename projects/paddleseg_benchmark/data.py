@@ -1,0 +1,127 @@
+"""Where batches come from: paddleseg's data sets and transforms as a config has them, or random pictures."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from common.cli import UserError
+from common.list_dataset import REPOSITORY, draw_toy, find_root
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddleseg.cvlibs import Config, SegBuilder
+from paddleseg.utils import worker_init_fn
+
+TOY_ROOT = "data/toy_cityscapes_128x256"
+TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
+Batch = tuple[paddle.Tensor, paddle.Tensor]
+
+
+def with_data(config: Config, root: str | None) -> Config:
+    """The config with `root` as its data, or as it is; with the embedded data if there is nothing where it says.
+
+    Raises:
+        UserError: There is no folder `root`.
+    """
+    if root is not None and find_root(root) is None:
+        raise UserError(f"no data set in '{root}': name a folder in Cityscapes' layout with --data, or leave it out")
+    wanted = root or config.train_dataset_cfg["dataset_root"]
+    embedded = find_root(wanted) is None
+    config = as_cityscapes(config) if embedded else copy.deepcopy(config)
+    for name in ("train_dataset", "val_dataset"):
+        config.dic[name]["dataset_root"] = TOY_ROOT if embedded else wanted
+    return config
+
+
+def as_cityscapes(config: Config) -> Config:
+    """The config with data in Cityscapes' layout, whatever layout it has."""
+    config = copy.deepcopy(config)
+    for name in ("train_dataset", "val_dataset"):
+        kept = {key: config.dic[name][key] for key in ("dataset_root", "mode", "transforms")}
+        config.dic[name] = {"type": "Cityscapes"} | kept
+    return config
+
+
+def is_embedded(config: Config) -> bool:
+    """Whether the config's data are the embedded ones."""
+    return config.train_dataset_cfg["dataset_root"] == TOY_ROOT
+
+
+def crop_size(config: Config) -> tuple[int, int]:
+    """(height, width) of the training crops. Configs of PaddleSeg have [width, height].
+
+    Raises:
+        UserError: No transform of the config crops.
+    """
+    width, height = _crop(config)["crop_size"]
+    return height, width
+
+
+def with_crop_size(config: Config, size: tuple[int, int]) -> Config:
+    """The config with training crops of (height, width)."""
+    config = copy.deepcopy(config)
+    _crop(config)["crop_size"] = [size[1], size[0]]
+    return config
+
+
+def open_dataset(config: Config, split: str) -> paddle.io.Dataset:
+    """The data set of paddleseg for "train" or "val", with its transforms; the embedded one is drawn when missing.
+
+    Raises:
+        UserError: It cannot be opened, or has no pictures with labels.
+    """
+    section = getattr(config, f"{split}_dataset_cfg")
+    root = find_root(section["dataset_root"])
+    if is_embedded(config):
+        root = REPOSITORY / TOY_ROOT
+        if dist.get_rank() == 0:
+            draw_toy("cityscapes", root, TOY_TRAIN, TOY_VAL, TOY_SIZE)
+        if dist.get_world_size() > 1:
+            dist.barrier()
+    try:
+        dataset = SegBuilder(config).build_component(section | {"dataset_root": str(root)})
+    except RuntimeError as error:
+        raise UserError(f"{split} data: {' '.join(str(error).split())}") from error
+    if len(dataset) == 0:
+        raise UserError(
+            f"no pictures with *_labelTrainIds.png in {root} ({split}): write these files with "
+            f"python common/create_dataset_list.py cityscapes {root} --convert"
+        )
+    return dataset
+
+
+def batches(dataset: paddle.io.Dataset, batch_size: int, num_workers: int) -> Iterator[Batch]:
+    """Batches of this process without end: images float32 (B, 3, H, W), labels int64 (B, H, W).
+
+    paddleseg's own way: a sampler that shuffles by the number of the epoch, and loader processes if asked for.
+
+    Raises:
+        UserError: There are fewer pictures than one batch of all processes takes.
+    """
+    sampler = paddle.io.DistributedBatchSampler(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
+    if len(sampler) == 0:
+        raise UserError(f"{len(dataset)} training pictures are less than one batch: lower the batch size")
+    loader = paddle.io.DataLoader(
+        dataset, batch_sampler=sampler, num_workers=num_workers, return_list=True, worker_init_fn=worker_init_fn
+    )
+    while True:
+        for batch in loader:
+            yield batch["img"], batch["label"].astype("int64")
+
+
+def synthetic_batches(batch_size: int, size: tuple[int, int], num_classes: int, seed: int) -> Iterator[Batch]:
+    """One random batch over and over: what a network takes without any loader. Shapes as `batches`."""
+    rng = np.random.default_rng(seed)
+    images = paddle.to_tensor(rng.standard_normal((batch_size, 3, *size), dtype=np.float32))
+    labels = paddle.to_tensor(rng.integers(0, num_classes, (batch_size, *size)))
+    while True:
+        yield images, labels
+
+
+def _crop(config: Config) -> dict:
+    for transform in config.train_dataset_cfg["transforms"]:
+        if "crop_size" in transform:
+            return transform
+    raise UserError("train_dataset.transforms: none has a crop_size (RandomPaddingCrop): add one")

@@ -1,0 +1,182 @@
+"""What this machine can measure, and what not and why: python doctor.py.
+
+Versions beside what they have to be, device, threads, shared memory, oneDNN, peers, and for every precision, layout and
+graph how many networks of the zoo can run here and why the others cannot. Exit status 1 if nothing can be trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import os
+import platform
+import shutil
+from collections import Counter
+from importlib import metadata
+
+from common.cli import UserError, run_command
+from common.cpu import configure_cpu, physical_cores
+
+# Package -> the first version that works and the first above that does not; see the repository's CONTRIBUTING.md.
+RANGES = {
+    "paddleseg": ("2.8.0", "2.8.1"),
+    "numpy": ("2.0", "2.4"),
+    "opencv-python-headless": ("4.10", "5"),
+}
+PADDLE_RANGE = ("3.3", "3.4")
+PEERS = ("torch", "segmentation-models-pytorch", "torchvision", "timm")
+SMALL_SHM_GIB = 1
+
+
+def device_kind() -> str:
+    """What Paddle runs on: "gpu" where it was built for one and sees one, else "cpu"."""
+    import paddle
+
+    return "gpu" if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0 else "cpu"
+
+
+def device_name() -> str:
+    """The GPU's name, or "cpu"."""
+    import paddle
+
+    return paddle.device.cuda.get_device_name(0) if device_kind() == "gpu" else "cpu"
+
+
+def problems(versions: dict[str, str | None]) -> list[str]:
+    """What of the versions keeps anything from being trained: one sentence each."""
+    found = []
+    for name, (first, beyond) in (RANGES | {"paddlepaddle": PADDLE_RANGE}).items():
+        version = versions.get(name)
+        if version is None:
+            found.append(f"{name} is not installed: requirements.txt has the version")
+        elif not _numbers(first) <= _numbers(version) < _numbers(beyond):
+            found.append(f"{name} is {version}, needed is from {first} to below {beyond}")
+    return found
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of what is used here; None for what is missing. A GPU build of Paddle counts as paddlepaddle."""
+    versions = {name: _version(name) for name in ("paddlepaddle", *RANGES, *PEERS)}
+    versions["paddlepaddle"] = versions["paddlepaddle"] or _version("paddlepaddle-gpu")
+    return versions
+
+
+def machine_lines() -> list[str]:
+    """Processor, threads and shared memory."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if os.path.isdir("/dev/shm"):
+        gib = shutil.disk_usage("/dev/shm").total / 2**30
+        shared = f"{gib:.2f} GiB"
+        if gib < SMALL_SHM_GIB:
+            shared += ": little for Paddle's loader processes, which die of it with a bus error"
+    else:
+        shared = "none: Paddle's loader processes need it"
+    return [
+        _line("processor", f"{platform.machine()}, {physical_cores()} physical cores for this process"),
+        _line("threads", f"{threads} (OMP_NUM_THREADS, by common/cpu.py where you set none)"),
+        _line("/dev/shm", shared),
+    ]
+
+
+def paddle_lines() -> list[str]:
+    """What Paddle sees and what it was built with."""
+    import paddle
+
+    if device_kind() == "gpu":
+        major, minor = paddle.device.cuda.get_device_capability(0)
+        count, cuda = paddle.device.cuda.device_count(), paddle.version.cuda()
+        device = f"{count} x {device_name()}, compute capability {major}.{minor}, CUDA {cuda}"
+    elif paddle.is_compiled_with_cuda():
+        device = "cpu; Paddle was built for GPUs and sees none: nvidia-smi, CUDA_VISIBLE_DEVICES?"
+    else:
+        device = "cpu; Paddle was built without GPUs: for one, paddlepaddle-gpu from Paddle's own index"
+    onednn = "built in" if paddle.base.core.is_compiled_with_onednn() else "not built in"
+    use = "not used in training"
+    for flag in ("FLAGS_use_mkldnn", "FLAGS_use_onednn"):
+        if os.environ.get(flag, "0") not in ("0", "False"):
+            use = f"{flag} is set: to_static and static crash with it on Paddle 3.3, unset it"
+    cinn = "built in" if paddle.is_compiled_with_cinn() else "not built in"
+    return [_line("device", device), _line("oneDNN", f"{onednn}; {use}"), _line("CINN", cinn)]
+
+
+def matrix_lines() -> list[str]:
+    """For every graph, layout and precision: how many networks of the zoo run here, and why others do not."""
+    from paddleseg_benchmark import step, zoo
+
+    lines, device = [], device_kind()
+    for graph, layout in itertools.product(step.GRAPHS, step.LAYOUTS):
+        found: dict[str, list[str]] = {}  # what there is to say -> the precisions of which it is true
+        for precision in step.PRECISIONS:
+            answers = [step.unsupported(device, precision, layout, graph, row.name) for row in zoo.ROWS]
+            found.setdefault(_summary(answers), []).append(precision)
+        lines += [f"{graph:<10}{layout:<6}{' '.join(names):<24}{text}" for text, names in found.items()]
+    return lines
+
+
+def _summary(answers: list[str | None]) -> str:
+    reasons = Counter(answer for answer in answers if answer)
+    text = f"{len(answers) - reasons.total()} of {len(answers)} networks"
+    if not reasons:
+        return text
+    (reason, _), others = reasons.most_common(1)[0], len(reasons) - 1
+    return f"{text}; {reason}" + (f" (and {others} more like it)" if others else "")
+
+
+def peer_lines(versions: dict[str, str | None], peer_python: str | None) -> list[str]:
+    """Which peers are there."""
+    from paddleseg_benchmark import peers
+
+    lines = [_line(name, versions[name] or "not installed here") for name in PEERS]
+    if peer_python is None:
+        return [*lines, _line("mmsegmentation", "not looked for: --peer-python names its interpreter")]
+    found = peers.mmseg_packages(peer_python)
+    text = ", ".join(f"{name} {version}" for name, version in found.items()) if found else "not there"
+    return [*lines, _line("mmsegmentation", f"{text} ({peer_python})")]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter that has mmsegmentation")
+    args = parser.parse_args()
+    configure_cpu()
+    versions = installed_versions()
+    wrong = problems(versions)
+    print(_line("python", platform.python_version()))
+    print(*(_line(name, versions[name] or "missing") for name in ("paddlepaddle", *RANGES)), sep="\n")
+    print(*machine_lines(), sep="\n")
+    try:
+        importlib.import_module("paddleseg_benchmark.step")  # which imports Paddle quietly, and paddleseg
+        print(*paddle_lines(), "", "what of the matrix can be measured here:", *matrix_lines(), sep="\n")
+    except (ImportError, UserError) as error:
+        wrong.append(f"nothing can be trained: {error}")
+    else:
+        print("", "peers:", *peer_lines(versions, args.peer_python), sep="\n")
+    print("", *(f"problem: {sentence}" for sentence in wrong or ["none"]), sep="\n")
+    return 1 if wrong else 0
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<29}{text}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Version "3.3.1" -> (3, 3, 1); what follows the numbers is left out."""
+    parts = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        parts.append(int(part))
+    return tuple(parts)
+
+
+if __name__ == "__main__":
+    run_command(main)

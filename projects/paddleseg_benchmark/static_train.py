@@ -1,0 +1,116 @@
+r"""Trains HRNet or DeepLabv3+ in the static graph, as PaddleSeg's legacy/pdseg/train.py did.
+
+    python static_train.py --cfg configs/hrnetw18_cityscapes_1024x512_215.yaml --use_gpu --use_mpio --log_steps 10 \
+        BATCH_SIZE 2 SOLVER.NUM_EPOCHS 3 MODEL.FP16 True
+    python static_train.py --cfg configs/deeplabv3p_resnet50_vd_cityscapes.yaml BATCH_SIZE 2     # on a CPU
+    fleetrun static_train.py --cfg configs/hrnetw18_cityscapes_1024x512_215.yaml BATCH_SIZE 4
+
+BATCH_SIZE is that of all processes together. Without the config's data set it trains on the embedded data (128x256),
+with crops as large as its pictures. The run folder is that of train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from common.cli import UserError, run_command
+from common.cpu import physical_cores
+from paddleseg_benchmark import data, zoo
+from paddleseg_benchmark.legacy_config import read_legacy, to_paddleseg
+from paddleseg_benchmark.step import StaticStep
+from paddleseg_benchmark.training import Plan, Training
+from paddleseg_benchmark.zoo import ZooNetwork
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+import paddleseg
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    legacy = read_legacy(args.cfg, args.opts)
+    _set_device(args.use_gpu, legacy["MODEL.FP16"])
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        dist.init_parallel_env()
+    plan = _plan(args, legacy)
+    train_set = data.open_dataset(plan.config, "train")
+    plan.config.dic["iters"] = legacy["SOLVER.NUM_EPOCHS"] * (len(train_set) // legacy["BATCH_SIZE"])
+    if plan.config.iters == 0:
+        raise UserError(f"{len(train_set)} training pictures are less than one batch: lower BATCH_SIZE")
+    plan = dataclasses.replace(plan, iters=args.iters or plan.config.iters)
+    paddleseg.utils.set_seed(plan.seed)
+
+    def build() -> ZooNetwork:
+        return zoo.build_from_config(plan.config, train_set.num_classes)
+
+    size, precision = data.crop_size(plan.config), plan.words["precision"]
+    stepper = StaticStep(build, plan.batch_size, size, precision, plan.iters)
+    random.seed(plan.seed + dist.get_rank())  # processes start from the same weights and augment differently
+    np.random.seed(plan.seed + dist.get_rank())
+    Training(plan, stepper, train_set).run()
+
+
+def _set_device(use_gpu: bool, fp16: bool) -> None:
+    if use_gpu and not (paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
+        raise UserError("--use_gpu: Paddle finds no GPU here: leave out --use_gpu and MODEL.FP16 to train on the CPU")
+    if fp16 and not use_gpu:
+        raise UserError("MODEL.FP16 True needs --use_gpu: on a CPU Paddle ignores mixed precision")
+    if not use_gpu:
+        paddle.set_device("cpu")
+
+
+def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
+    """The run without its number of steps, which depends on how many pictures there are."""
+    batch_size, remainder = divmod(legacy["BATCH_SIZE"], dist.get_world_size())
+    if remainder:
+        raise UserError(
+            f"BATCH_SIZE {legacy['BATCH_SIZE']} cannot be shared equally by {dist.get_world_size()} processes"
+        )
+    config = to_paddleseg(legacy)
+    if args.data:  # the lists of the config belong to its own folder
+        config = data.as_cityscapes(config)
+    config = data.with_data(config, args.data)
+    if data.is_embedded(config):
+        config = data.with_crop_size(config, data.TOY_SIZE)
+        if dist.get_rank() == 0:
+            height, width = data.TOY_SIZE
+            print(f"no data set in the config's place: training on the embedded data, crops of {height}x{width}")
+    return Plan(
+        name=Path(args.cfg).stem,
+        config=config,
+        iters=0,
+        batch_size=batch_size,
+        seed=args.seed,
+        output=args.output,
+        log_iters=args.log_steps,
+        num_workers=min(legacy["DATALOADER.NUM_WORKERS"], physical_cores()) if args.use_mpio else 0,
+        synthetic=False,
+        do_eval=args.do_eval,
+        words={"precision": "o1_fp16" if legacy["MODEL.FP16"] else "fp32", "layout": "NCHW", "graph": "static"},
+    )
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, metavar="YAML", help="a config of the legacy code; configs/ has two")
+    parser.add_argument("--use_gpu", action="store_true", help="train on the GPU")
+    parser.add_argument("--use_mpio", action="store_true", help="load pictures in processes of their own")
+    parser.add_argument("--log_steps", type=int, default=10, metavar="N", help="steps per log line (default: 10)")
+    parser.add_argument("--do_eval", action="store_true", help="evaluate after the last step")
+    parser.add_argument("--iters", type=int, metavar="N", help="updates (default: SOLVER.NUM_EPOCHS over the data)")
+    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: DATASET.DATA_DIR)")
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and augmentation (default: 0)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="change the config: BATCH_SIZE 2 MODEL.FP16 True")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)

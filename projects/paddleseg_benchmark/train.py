@@ -1,0 +1,112 @@
+"""Trains a network of the zoo in the dynamic graph, as PaddleSeg's train.py does.
+
+    python train.py --config configs/deeplabv3p.yml                       # data/cityscapes, else the embedded data
+    python train.py --config configs/deeplabv3p.yml --fp16                # mixed precision (O1), on a GPU
+    python train.py --config configs/deeplabv3p.yml --data_format NHWC --batch_size 4
+    python train.py --config configs/deeplabv3p.yml --synthetic --iters 50   # random pictures: no loader in the way
+    python -m paddle.distributed.launch train.py --config configs/fcn_hrnet_w18.yml --do_eval
+
+--batch_size is per process. On the embedded data (128x256) crops are as large as its pictures, and --iters is 20 unless
+given. A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, last.safetensors, and
+with --do_eval eval.csv, per_class.csv and curve.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from pathlib import Path
+
+from common.cli import UserError, run_command
+from paddleseg_benchmark import data, zoo
+from paddleseg_benchmark.step import DynamicStep
+from paddleseg_benchmark.training import Plan, Training
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+import paddleseg
+
+EMBEDDED_ITERS = 20
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_args()
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        dist.init_parallel_env()
+    if args.fp16 and not paddle.device.get_device().startswith("gpu"):
+        raise UserError("--fp16 needs a GPU: on a CPU Paddle ignores mixed precision; leave it out")
+    if args.synthetic and args.do_eval:
+        raise UserError("--do_eval needs pictures: leave out --synthetic")
+    plan = _plan(args)
+    paddleseg.utils.set_seed(plan.seed)
+    train_set = None if args.synthetic else data.open_dataset(plan.config, "train")
+    num_classes = train_set.num_classes if train_set is not None else 19
+    zoo_network = zoo.build_from_config(plan.config, num_classes, args.data_format)
+    stepper = DynamicStep(zoo_network, plan.words["precision"], iters=plan.iters)
+    random.seed(plan.seed + dist.get_rank())  # processes start from the same weights and augment differently
+    np.random.seed(plan.seed + dist.get_rank())
+    Training(plan, stepper, train_set).run()
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    config = zoo.read_config(args.config)
+    if args.learning_rate is not None:
+        config.dic["lr_scheduler"]["learning_rate"] = args.learning_rate
+    if not args.synthetic:
+        config = data.with_data(config, args.data)
+    embedded = data.is_embedded(config)
+    size = args.crop_size or (data.TOY_SIZE if embedded else None)
+    if size:
+        config = data.with_crop_size(config, tuple(size))
+    if embedded and dist.get_rank() == 0:
+        print(f"no data set in the config's place: training on the embedded data, crops of {size[0]}x{size[1]}")
+    return Plan(
+        name=Path(args.config).stem,
+        config=config,
+        iters=args.iters or (EMBEDDED_ITERS if embedded else config.iters),
+        batch_size=args.batch_size or config.batch_size,
+        seed=args.seed,
+        output=args.output,
+        log_iters=args.log_iters,
+        num_workers=args.num_workers,
+        synthetic=args.synthetic,
+        do_eval=args.do_eval,
+        words={"precision": "o1_fp16" if args.fp16 else "fp32", "layout": args.data_format, "graph": "dynamic"},
+    )
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", required=True, metavar="YML", help="a config of PaddleSeg; configs/ has one per network"
+    )
+    parser.add_argument("--fp16", action="store_true", help="mixed precision, level O1")
+    parser.add_argument("--data_format", choices=("NCHW", "NHWC"), default="NCHW", help="layout inside the network")
+    parser.add_argument(
+        "--batch_size", type=_positive, metavar="N", help="pictures per process (default: the config's)"
+    )
+    parser.add_argument("--synthetic", action="store_true", help="one random batch over and over, no data set")
+    parser.add_argument("--iters", type=_positive, metavar="N", help="updates (default: the config's)")
+    parser.add_argument("--learning_rate", type=float, metavar="X", help="default: the config's")
+    parser.add_argument("--crop_size", type=_positive, nargs=2, metavar=("H", "W"), help="default: the config's")
+    parser.add_argument("--num_workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
+    parser.add_argument("--log_iters", type=_positive, default=10, metavar="N", help="steps per log line (default: 10)")
+    parser.add_argument("--do_eval", action="store_true", help="evaluate after the last step")
+    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and augmentation (default: 0)")
+    return parser.parse_args()
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise ValueError(word)
+    return number
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,224 @@
+"""The loop that train.py and static_train.py share: steps, log, evaluation, and the run folder."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.cli import UserError
+from common.files import atomic_write
+from common.labels import label_set
+from common.run_log import RunLog, environment, git_commit, print_scores, run_id
+from common.train_stream import ValidPixels
+from paddleseg_benchmark import data
+from paddleseg_benchmark.batch_norm import share_statistics
+from paddleseg_benchmark.evaluation import PROTOCOL, evaluate
+from paddleseg_benchmark.measure import memory
+from paddleseg_benchmark.step import DynamicStep, StaticStep, StepResult
+
+import paddle
+import paddle.distributed as dist
+from paddleseg.cvlibs import Config
+from safetensors.numpy import save
+from tqdm import tqdm
+
+COLUMNS = (
+    *("step", "epoch", "loss", "learning_rate", "step_time_s", "data_time_s", "images_per_s"),
+    *("peak_memory_gib", "loss_scale", "skipped_steps"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run.
+
+    Attributes:
+        name: Of the config, for the run folder.
+        config: PaddleSeg's config with its data found.
+        iters: Updates.
+        batch_size: Pictures of one process in a step.
+        seed: Of weights and augmentation.
+        output: Where the run folder goes.
+        log_iters: Steps between log lines.
+        num_workers: Loader processes.
+        synthetic: Random pictures instead of a data set.
+        do_eval: Evaluate after the last step.
+        words: What else env.json says: precision, layout, graph.
+    """
+
+    name: str
+    config: Config
+    iters: int
+    batch_size: int
+    seed: int
+    output: Path
+    log_iters: int
+    num_workers: int
+    synthetic: bool
+    do_eval: bool
+    words: dict[str, str]
+
+
+class Training:
+    """A run being done.
+
+    Args:
+        plan: What to do.
+        stepper: Network, losses and optimizer, ready to train.
+        train_set: Pictures to train on; None for random ones.
+    """
+
+    def __init__(self, plan: Plan, stepper: DynamicStep | StaticStep, train_set: paddle.io.Dataset | None):
+        self.plan, self.stepper, self.train_set = plan, stepper, train_set
+        commit, _ = git_commit(Path(__file__).parent)
+        self.folder = _new_folder(plan.output, run_id(plan.name, plan.seed, commit))
+        self.log = RunLog(self.folder, COLUMNS)
+        self.is_main = dist.get_rank() == 0
+        self.total_batch = plan.batch_size * dist.get_world_size()
+
+    def run(self) -> None:
+        """Trains; evaluates if asked; saves the weights.
+
+        Raises:
+            UserError: The loss is no number, or the labels have hardly anything to learn.
+        """
+        if self.is_main:
+            self._start_log()
+        with tqdm(total=self.plan.iters, desc="train", unit="it", disable=None if self.is_main else True) as bar:
+            self._train(bar)
+        zoo_network = self.stepper.zoo_network
+        if isinstance(self.stepper, StaticStep):
+            self.stepper.update_zoo_network()
+        if self.plan.do_eval:
+            share_statistics(zoo_network)
+            dataset = data.open_dataset(self.plan.config, "val")
+            result = evaluate(zoo_network, dataset)
+            if self.is_main:
+                names = _class_names(dataset)
+                self.log.log_eval(self.plan.iters, "val", PROTOCOL, result, names)
+                self.log.draw_curve(f"{self.plan.name}, val, {PROTOCOL}")
+                print_scores(result, names, PROTOCOL, "val")
+        if self.is_main:
+            weights = {
+                name: value.astype("float32").numpy() for name, value in zoo_network.network.state_dict().items()
+            }
+            with atomic_write(self.folder / "last.safetensors", "wb") as stream:
+                stream.write(save(weights))
+            print(f"run: {self.folder}")
+
+    def _train(self, bar: tqdm) -> None:
+        valid, window = ValidPixels(), _Window()
+        ready = time.perf_counter()
+        for step, (images, labels) in zip(range(1, self.plan.iters + 1), self._batches(), strict=False):
+            loaded = time.perf_counter()
+            if not self.plan.synthetic and valid.labels < 200:
+                valid.look_at(labels.numpy())
+            rate = self.stepper.schedule()
+            result = self.stepper.run(images, labels)
+            if not math.isfinite(result.loss) and not result.skipped:
+                raise UserError(f"loss is {result.loss} at step {step}: lower the learning rate, or check the labels")
+            done = time.perf_counter()
+            window.add(done - ready, loaded - ready, result.skipped)
+            bar.update()
+            if self.is_main and (step % self.plan.log_iters == 0 or step == self.plan.iters):
+                self._log_window(step, result, rate, window, bar)
+                window = _Window()
+            ready = time.perf_counter()
+
+    def _batches(self) -> Iterator[data.Batch]:
+        plan = self.plan
+        if plan.synthetic:
+            return data.synthetic_batches(plan.batch_size, data.crop_size(plan.config), 19, plan.seed)
+        return data.batches(self.train_set, plan.batch_size, plan.num_workers)
+
+    def _log_window(self, step: int, result: StepResult, rate: float, window: _Window, bar: tqdm) -> None:
+        """One line and one row about the steps since the last."""
+        batch_cost, reader_cost = window.seconds / window.steps, window.data_seconds / window.steps
+        peak, kind = memory(self.stepper)
+        pictures = len(self.train_set) if self.train_set is not None else self.total_batch
+        row = {
+            "step": step,
+            "epoch": f"{step * self.total_batch / pictures:.3f}",
+            "loss": f"{result.loss:.9g}",
+            "learning_rate": f"{rate:.9g}",
+            "step_time_s": f"{batch_cost:.4f}",
+            "data_time_s": f"{reader_cost:.4f}",
+            "images_per_s": f"{self.total_batch / batch_cost:.4f}",
+            "peak_memory_gib": f"{peak:.3f}",
+            "loss_scale": result.scale,
+            "skipped_steps": window.skipped,
+        }
+        self.log.log_train(row)
+        bar.write(
+            f"[TRAIN] iter: {step}/{self.plan.iters}, loss: {result.loss:.4f}, lr: {rate:.6f}, "
+            f"batch_cost: {batch_cost:.4f}, reader_cost: {reader_cost:.5f}, "
+            f"ips: {self.total_batch / batch_cost:.4f} samples/sec, peak memory: {peak:.2f} GiB ({kind})"
+        )
+
+    def _start_log(self) -> None:
+        plan = self.plan
+        made_up = plan.synthetic or data.is_embedded(plan.config)
+        whole = plan.iters >= plan.config.iters
+        env = environment(
+            ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "numpy", "opencv-python-headless"),
+            project="paddleseg_benchmark",
+            config=plan.name,
+            seed=plan.seed,
+            scope="smoke" if made_up else "full" if whole else "reduced",
+            dataset=_dataset_name(plan),
+            processes=dist.get_world_size(),
+            total_batch_size=self.total_batch,
+            device=paddle.device.get_device(),
+            trainable_parameters=self.stepper.parameters,
+            **plan.words,
+        )
+        self.log.trim(0)
+        config = copy.deepcopy(plan.config)
+        for name in ("train_dataset", "val_dataset"):  # run files are published, this machine's folders are not
+            if os.path.isabs(config.dic[name]["dataset_root"]):
+                config.dic[name]["dataset_root"] = Path(config.dic[name]["dataset_root"]).name
+        self.log.start(str(config), env)
+
+
+@dataclasses.dataclass
+class _Window:
+    """Sums over the steps since the last log line."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    skipped: int = 0
+
+    def add(self, seconds: float, data_seconds: float, skipped: bool) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.data_seconds += data_seconds
+        self.skipped += skipped
+
+
+def _dataset_name(plan: Plan) -> str:
+    if plan.synthetic:
+        return "synthetic"
+    return "toy" if data.is_embedded(plan.config) else plan.config.train_dataset_cfg["type"].lower()
+
+
+def _class_names(dataset: paddle.io.Dataset) -> tuple[str, ...]:
+    names = label_set("cityscapes").class_names
+    return names if dataset.num_classes == len(names) else tuple(map(str, range(dataset.num_classes)))
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    """output/name, or name_2, name_3... if a run of that name has begun already: nothing is overwritten."""
+    number = 1
+    while (output / (name if number == 1 else f"{name}_{number}") / "config.yaml").exists():
+        number += 1
+    if dist.get_world_size() > 1:  # process 0 may have begun to write when another looks
+        agreed = paddle.to_tensor([number])
+        dist.broadcast(agreed, 0)
+        number = int(agreed)
+    return output / (name if number == 1 else f"{name}_{number}")
