@@ -118,8 +118,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         PictureError: A file that is missing, truncated, too large or no picture.
     """
-    data = _read_bytes(path)
-    return cv2.cvtColor(decode_image(data, path), cv2.COLOR_BGR2RGB)
+    return decode_image(_read_bytes(path), path)
 
 
 def read_label(path: str | os.PathLike) -> np.ndarray:
@@ -136,10 +135,10 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
 
 
 def decode_image(data: bytes, path: str | os.PathLike) -> np.ndarray:
-    """Decodes the bytes of a picture to (height, width, 3) uint8, BGR; errors as `read_image`."""
+    """Decodes the bytes of a picture to (height, width, 3) uint8, RGB; errors as `read_image`."""
     header = parse_header(data, path)
     _require_whole(data, header, path)
-    return _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
 
 
 def decode_label(data: bytes, path: str | os.PathLike) -> np.ndarray:
