@@ -179,14 +179,16 @@ def table_row(run: Run) -> str:
 
 
 def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: object, split: str) -> None:
-    """Prints the scores of one evaluation under `protocol` (anything that prints itself), and a line per class."""
+    """Prints an evaluation under `protocol` (anything that prints itself): its scores, a line per class that occurs."""
     matrix = result.matrix
     print(f"{split}: {result.images} pictures, {protocol}")
-    for name, iou, accuracy in zip(class_names, matrix.iou(), matrix.accuracy(), strict=True):
-        print(f"  {name:<24} IoU {100 * iou:6.2f} %   accuracy {100 * accuracy:6.2f} %")
     absent = [class_names[i] for i in matrix.absent_classes()]
+    for name, iou, accuracy in zip(class_names, matrix.iou(), matrix.accuracy(), strict=True):
+        if name not in absent:
+            print(f"  {name:<24} IoU {100 * iou:6.2f} %   accuracy {100 * accuracy:6.2f} %")
+    shown = absent if len(absent) <= 8 else [*absent[:6], f"{len(absent) - 6} more"]
     over = f"{len(class_names) - len(absent)} of {len(class_names)} classes" + (
-        f"; absent: {', '.join(absent)}" if absent else ""
+        f"; absent: {', '.join(shown)}" if absent else ""
     )
     print(
         f"mIoU {100 * matrix.mean_iou():.2f} % (over {over})  pixel accuracy {100 * matrix.pixel_accuracy():.2f} %  "

@@ -9,6 +9,7 @@ from common.run_log import (
     RunLog,
     environment,
     git_commit,
+    print_scores,
     read_run,
     run_id,
     table_row,
@@ -51,6 +52,20 @@ def test_what_is_written_is_read(log):
     assert run.eval[0]["absent_classes"] == "train"
     assert [row["iou_percent"] for row in run.per_class[:3]] == ["50.0000", "66.6667", "nan"]
     assert run.best()["step"] == "4"
+
+
+def test_printed_are_the_classes_that_occur_and_the_first_of_the_others(capsys):
+    print_scores(evaluation(2), NAMES, "ss", "val")
+    assert capsys.readouterr().out.splitlines() == [
+        "val: 2 pictures, ss",
+        "  road                     IoU  50.00 %   accuracy  50.00 %",
+        "  sky                      IoU  66.67 %   accuracy 100.00 %",
+        "mIoU 58.33 % (over 2 of 3 classes; absent: train)  pixel accuracy 75.00 %  loss 0.5000  1.2 s",
+    ]
+    matrix = ConfusionMatrix(12)
+    matrix.update(np.array([0, 1]), np.array([0, 1]))
+    print_scores(Evaluation(matrix, 0.5, 1, 1.0), tuple("abcdefghijkl"), "ss", "val")
+    assert "(over 2 of 12 classes; absent: c, d, e, f, g, h, 4 more)" in capsys.readouterr().out
 
 
 def test_a_half_written_last_line_is_no_row(log):

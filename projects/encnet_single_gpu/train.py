@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from common.cli import UserError, run_command
-from common.files import atomic_write
+from common.files import atomic_write, sha256_of
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import ValidPixels
 from common.typed_config import config_to_text
@@ -228,6 +228,7 @@ class Trainer:
 
     def _start_log(self) -> None:
         self.log.trim(self.step)
+        weights = self.config.model.backbone_weights
         env = environment(
             ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
             project="encnet_single_gpu",
@@ -242,6 +243,7 @@ class Trainer:
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             torch_threads=torch.get_num_threads(),
             trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            backbone_weights_sha256=sha256_of(weights) if weights else None,
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)

@@ -150,7 +150,7 @@ def test_command_writes_tables_and_environment(tmp_path):
         for task in ("train", "infer")
         for mode in benchmark.MODES
     }
-    assert all(float(row["median_ms"]) > 1 and float(row["gmacs_per_picture"]) > 1 for row in rows)
+    assert all(float(row["median_ms"]) > 1 and float(row["gmacs_per_picture"]) > 0.1 for row in rows)
     speedups = list(csv.DictReader((tmp_path / "speedups.csv").open()))
     assert len(speedups) == 4 * 2 * 5  # comparisons, tasks, other networks
     record = json.loads((tmp_path / "env.json").read_text())

@@ -3,6 +3,7 @@ import re
 import shutil
 
 from common.cli import UserError
+from common.files import sha256_of
 from common.run_log import read_run
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import read_config
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from encnet_runs import SMALL, numbers, run_folder, run_here, tiny_networks, train, write_data
+from encnet_runs import SMALL, build_tiny, numbers, run_folder, run_here, tiny_networks, train, write_data
 from torch import nn
 
 
@@ -263,3 +264,14 @@ def test_compiled_it_learns_the_same(data, reference, tmp_path):
     assert losses == pytest.approx([float(row["loss"]) for row in read_run(reference[1]).train], rel=1e-3)
     names = safetensors.torch.load_file(run_folder(tmp_path) / "last.safetensors").keys()
     assert names == safetensors.torch.load_file(reference[1] / "last.safetensors").keys()
+
+
+def test_the_backbone_it_started_from_is_in_the_runs_environment(data, tmp_path):
+    torch.manual_seed(1)
+    weights = build_tiny("pspnet").backbone.state_dict()
+    torch.save(weights, tmp_path / "backbone.pth")
+    train(data, tmp_path, 1, "--backbone-weights", tmp_path / "backbone.pth", "--learning-rate", 1e-9)
+    folder = run_folder(tmp_path)
+    assert read_run(folder).env["backbone_weights_sha256"] == sha256_of(tmp_path / "backbone.pth")
+    trained = safetensors.torch.load_file(folder / "best.safetensors")
+    assert torch.allclose(trained["model.backbone.0.weight"], weights["0.weight"], atol=1e-7)
