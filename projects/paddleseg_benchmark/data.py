@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from common.cli import UserError
+from common.labels import IGNORE
 from common.list_dataset import REPOSITORY, draw_toy, find_root
+from common.picture_files import read_image, read_label
 
+import cv2
 import numpy as np
 import paddle
 import paddle.distributed as dist
@@ -84,12 +87,39 @@ def open_dataset(config: Config, split: str) -> paddle.io.Dataset:
         dataset = SegBuilder(config).build_component(section | {"dataset_root": str(root)})
     except RuntimeError as error:
         raise UserError(f"{split} data: {' '.join(str(error).split())}") from error
+    dataset.transforms = _ReadWhole(dataset.transforms, dataset.num_classes)
     if len(dataset) == 0:
         raise UserError(
             f"no pictures with *_labelTrainIds.png in {root} ({split}): write these files with "
             f"python common/create_dataset_list.py cityscapes {root} --convert"
         )
     return dataset
+
+
+class _ReadWhole:
+    """The transforms of a paddleseg data set, given pictures and labels that were read whole and checked.
+
+    paddleseg takes half a picture for a whole one and any value for a class.
+    """
+
+    def __init__(self, compose: Callable[[dict], dict], num_classes: int):
+        self._compose = compose
+        self._is_class = np.isin(np.arange(256), [*range(num_classes), IGNORE]).astype(np.uint8)
+        compose.to_rgb = False  # it is RGB already
+
+    def __call__(self, data: dict) -> dict:
+        """Transforms {"img": file, "label": file, ...}; labels that the data set has read itself are left alone."""
+        image, label = read_image(data["img"]), data.get("label")
+        if isinstance(label, str):
+            ids = read_label(label)
+            if ids.shape != image.shape[:2]:
+                raise UserError(f"{label}: {ids.shape}, its picture {image.shape[:2]}: one channel of ids is needed")
+            if ids.dtype != np.uint8 or not cv2.LUT(ids, self._is_class).all():
+                count = int(self._is_class.sum()) - 1
+                raise UserError(f"{label}: holds values that are no class: 0..{count - 1} and {IGNORE} are: convert it")
+            data["label"] = ids
+        data["img"] = image.astype(np.float32)
+        return self._compose(data)
 
 
 def batches(dataset: paddle.io.Dataset, batch_size: int, num_workers: int) -> Iterator[Batch]:

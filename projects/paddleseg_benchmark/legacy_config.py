@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, did_you_mean
+from common.strict_yaml import load_yaml
+from common.typed_config import read_config_text
 from paddleseg_benchmark import zoo
 
-import yaml
 from paddleseg.cvlibs import Config
 
 # Every key that is read, with its default; a value that is not one of `_ONLY` below is refused.
@@ -93,10 +94,7 @@ def read_legacy(path: str | Path, words: list[str]) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.name for p in zoo.CONFIG_DIR.glob("*.yaml"))
         raise UserError(f"no config file {path}: {did_you_mean(path.name, known)}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = load_yaml(read_config_text(path), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a legacy config is a mapping of sections")
     values = copy.deepcopy(DEFAULTS)

@@ -27,6 +27,7 @@ from common.cli import UserError
 from common.pdparams import read_pdparams
 from paddleseg_benchmark.models.shufflenet_v2 import ShuffleNetV2
 
+import numpy as np
 import paddle
 import paddleseg
 from paddleseg.cvlibs import manager
@@ -65,9 +66,13 @@ def load_as_tensors(path: str | os.PathLike) -> dict[str, paddle.Tensor]:
     """`paddle.load` for weight files that refuses, unrun, whatever is more than arrays.
 
     Raises:
-        UserError: See `common.pdparams.read_pdparams`.
+        UserError: See `common.pdparams.read_pdparams`; a tensor that holds something else than finite numbers.
     """
-    return {name: paddle.to_tensor(value) for name, value in read_pdparams(path).items()}
+    arrays = read_pdparams(path)
+    for name, value in arrays.items():
+        if value.dtype.kind not in "fiub" or not np.isfinite(value).all():
+            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken, take others")
+    return {name: paddle.to_tensor(value) for name, value in arrays.items()}
 
 
 class _PaddleThatLoadsSafely:

@@ -206,7 +206,8 @@ def refusal(cell: Cell, device: str, has_mmseg: bool) -> str | None:
 def cell_command(cell: Cell, out: Path, steps: int, peer_python: str | None) -> list[str]:
     """The command that measures a cell, in the interpreter of its library."""
     python = peer_python if cell.library == "mmseg" else sys.executable
-    words = ["env", f"PYTHONPATH={ROOT}", python, str(Path(__file__).with_name("measure.py"))]
+    sources = f"{ROOT}{os.pathsep}{ROOT / 'projects'}"  # an interpreter of its own does not have this repository
+    words = ["env", f"PYTHONPATH={sources}", python, str(Path(__file__).with_name("measure.py"))]
     for name, value in zip(Cell._fields, cell, strict=True):
         if name not in ("batch", "height", "width"):
             words += [f"--{name}", value]

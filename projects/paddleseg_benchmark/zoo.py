@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, did_you_mean
+from common.strict_yaml import load_yaml
+from common.typed_config import read_config_text
 from paddleseg_benchmark import paddleseg_compat
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddleseg.cvlibs import Config, SegBuilder
+from paddleseg.cvlibs.config import merge_config_dicts
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 NHWC_NETWORKS = ("DeepLabV3P",)
@@ -189,6 +192,20 @@ def build(name: str, num_classes: int = 19, data_format: str = "NCHW") -> ZooNet
     return build_from_config(read_config(CONFIG_DIR / row(name).config), num_classes, data_format)
 
 
+class _StrictConfig(Config):
+    """paddleseg's config, its files read by `common.strict_yaml`: its own reader takes doubled keys and tags."""
+
+    @classmethod
+    def _parse_from_yaml(cls, path: str) -> dict:
+        tree = load_yaml(read_config_text(path), path)
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}")
+        bases = tree.pop("_base_", [])
+        for base in [bases] if isinstance(bases, str) else bases:
+            tree = merge_config_dicts(tree, cls._parse_from_yaml(str(Path(path).parent / base)))
+        return tree
+
+
 def read_config(path: str | Path) -> Config:
     """A config of PaddleSeg, with what it takes from `_base_`: a path, or the name of a file in `configs/`.
 
@@ -203,7 +220,9 @@ def read_config(path: str | Path) -> Config:
         known = sorted(p.name for p in CONFIG_DIR.glob("*.yml"))
         raise UserError(f"no config file {path}: {did_you_mean(path.name, known)}")
     try:
-        return Config(str(path))
+        return _StrictConfig(str(path))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path}: no config of PaddleSeg: {' '.join(str(error).split())}") from error
 

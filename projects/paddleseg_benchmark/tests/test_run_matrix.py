@@ -244,3 +244,12 @@ def test_a_command_that_cannot_start_says_why(words, message, monkeypatch):
     monkeypatch.setattr(run_matrix.doctor, "device_kind", lambda: "cpu")
     with pytest.raises(UserError, match=re.escape(message)):
         run_matrix.main()
+
+
+def test_a_cells_process_finds_this_repository_in_an_interpreter_that_does_not_have_it(tmp_path):
+    cell = Cell("mmseg", "fastscnn")
+    env, path, python, *_ = run_matrix.cell_command(cell, tmp_path / "a.json", 2, sys.executable)
+    code = "from importlib.util import find_spec as f; print(f('common').origin, f('paddleseg_benchmark').origin)"
+    done = subprocess.run([env, path, python, "-S", "-c", code], capture_output=True, text=True, check=True)
+    project = Path(run_matrix.__file__).parent
+    assert done.stdout.split() == [str(project.parents[1] / "common/__init__.py"), str(project / "__init__.py")]
