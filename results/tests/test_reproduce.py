@@ -131,7 +131,6 @@ def test_time_is_no_score_and_versions_are_the_machine(tmp_path):
     assert len(other_machine(env, env | {"packages": {"numpy": "9"}, "threads": "2"})) == 2
 
 
-@pytest.mark.slow
 def test_a_recorded_smoke_run_is_trained_again_to_the_digit():
     """The quickest one; on another kind of machine it is only trained and compared."""
     smoke = [run for run in read_runs(ROOT / "results/runs") if run.env["scope"] == "smoke"]
