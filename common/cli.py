@@ -25,11 +25,17 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     return f"{hint}valid: {', '.join(valid)}"
 
 
+def shown(value: object) -> str:
+    """Returns a value as an error shows it: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's `main` and turns its outcome into an exit status.
 
-    0 or main's own status when it returns; 1 with one line on standard error for a `UserError`, a full disk or a
-    missing permission; 130 for Ctrl-C. Anything else is a defect of ours and keeps its traceback.
+    0 or main's own status when it returns; 1 with one line on standard error for a `UserError`, a full disk, a missing
+    permission or too little memory; 130 for Ctrl-C. Anything else is a defect of ours and keeps its traceback.
     """
     try:
         status = main() or 0
@@ -49,6 +55,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             status = _fail(f"no permission for {error.filename}: choose another place or change its rights")
         else:
             raise
+    except MemoryError as error:
+        status = _fail(f"not enough memory ({error}): make batches, crops or pictures smaller")
     except KeyboardInterrupt:
         status = _fail("stopped by the keyboard", status=130)
     sys.exit(status)
@@ -56,5 +64,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 def _fail(message: str, status: int = 1) -> int:
     one_line = " ".join(message.split())
+    # Names from files may hold what a terminal takes for commands.
+    one_line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in one_line)
     print(f"error: {one_line}", file=sys.stderr, flush=True)
     return status

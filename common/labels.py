@@ -19,11 +19,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.cli import UserError, did_you_mean
+from common.cli import UserError, did_you_mean, shown
+from common.strict_yaml import load_yaml
 
 import cv2
 import numpy as np
-import yaml
 
 IGNORE = 255
 INVALID = 254
@@ -45,6 +45,7 @@ _NAMES = (
 # Sets that are another set with the background (the values that the other ignores as "none of the classes") as class 0.
 _WITH_BACKGROUND = {"pascal_context60": "pascal_context", "ade20k_151": "ade20k", "coco81": "coco80"}
 _KEYS = ["name", "classes", "ignore", "ids"]
+_BREAKS = frozenset("\n\r\t\x85\u2028\u2029")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ class RawLabel(NamedTuple):
 @cache
 def cityscapes_raw_labels() -> tuple[RawLabel, ...]:
     """Returns all 35 Cityscapes labels by the names that the polygon files use, the licence plate last."""
-    rows = yaml.safe_load(_data_file("cityscapes_raw").read_text(encoding="utf-8"))
+    rows = load_yaml(_data_file("cityscapes_raw").read_text(encoding="utf-8"), "cityscapes_raw.yaml")
     return tuple(RawLabel(row["name"], row["id"], row["train_id"], tuple(row["color"])) for row in rows)
 
 
@@ -275,11 +276,12 @@ def _ranges(values: list[int]) -> str:
 
 def _read_mapping(path: str | os.PathLike) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a label set YAML") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not YAML: {error}; save it as UTF-8") from error
+    content = load_yaml(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping with the keys name and classes is needed, not {_kind(content)}")
     for key in content:
@@ -309,6 +311,8 @@ def _classes(content: dict[str, Any], path: str | os.PathLike) -> tuple[tuple[st
         name = entry.get("name")
         if not isinstance(name, str) or not name:
             raise UserError(f"{where}: name must be text, not {_kind(name)}; put it in quotes")
+        if set(name) & _BREAKS:
+            raise UserError(f"{where}: name {shown(name)} is not one line of text: take the line breaks and tabs out")
         if name in class_names:
             raise UserError(f"{where}: the name '{name}' is already that of classes[{class_names.index(name)}]")
         class_names.append(name)
@@ -322,7 +326,7 @@ def _classes(content: dict[str, Any], path: str | os.PathLike) -> tuple[tuple[st
 
 def _color(value: Any, where: str) -> list[int]:
     if not isinstance(value, list) or len(value) != 3 or not all(_is_byte(part) for part in value):
-        raise UserError(f"{where}: [red, green, blue] with whole numbers 0..255 is needed, not {value!r}")
+        raise UserError(f"{where}: [red, green, blue] with whole numbers 0..255 is needed, not {shown(value)}")
     return value
 
 
@@ -334,16 +338,18 @@ def _ids(content: dict[str, Any], class_names: tuple[str, ...], path: str | os.P
         raise UserError(f"{path}: ids must be a mapping of file value to train id, not {_kind(ids)}")
     for raw, train in ids.items():
         if not _is_byte(raw):
-            raise UserError(f"{path}: ids: a file value must be a whole number 0..255, not {raw!r}")
+            raise UserError(f"{path}: ids: a file value must be a whole number 0..255, not {shown(raw)}")
         if not _is_byte(train) or (train >= count and train != IGNORE):
-            raise UserError(f"{path}: ids[{raw}] needs a train id 0..{count - 1} or {IGNORE} (ignored), not {train!r}")
+            raise UserError(
+                f"{path}: ids[{raw}] needs a train id 0..{count - 1} or {IGNORE} (ignored), not {shown(train)}"
+            )
     for train in range(count):
         if train not in ids.values():
             raise UserError(f"{path}: ids: no file value stands for '{class_names[train]}' (train id {train})")
     if "ignore" in content:
         ignore = content["ignore"]
         if not _is_byte(ignore):
-            raise UserError(f"{path}: ignore must be a whole number 0..255, not {ignore!r}")
+            raise UserError(f"{path}: ignore must be a whole number 0..255, not {shown(ignore)}")
         if ids.get(ignore, IGNORE) != IGNORE:
             raise UserError(f"{path}: ignore: {ignore} already stands for '{class_names[ids[ignore]]}'; see ids")
         ids = {**ids, ignore: IGNORE}
@@ -355,4 +361,4 @@ def _is_byte(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+    return "nothing" if value is None else f"{type(value).__name__} {shown(value)}"

@@ -15,6 +15,8 @@ from common.toy_dataset import write_toy_dataset
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SMALLEST_SIDE = 32
+"""Pixels of a picture that a network is asked to see whole: the stride of the deepest."""
 
 
 class Sample(NamedTuple):
@@ -70,6 +72,15 @@ class ListDataset:
         return labels.encode(raw, source=path)
 
 
+def require_sides(path: str | os.PathLike, size: tuple[int, int], scale: float) -> None:
+    """Raises UserError where a picture of (height, width), resized by `scale`, is too small for a network."""
+    if min(size) * scale < SMALLEST_SIDE:
+        raise UserError(
+            f"{path}: {size[0]}x{size[1]} pixels x {scale:g}: each side must be at least {SMALLEST_SIDE}: take it out "
+            f"of the list, or evaluate at a larger scale"
+        )
+
+
 def find_root(root: str | os.PathLike) -> Path | None:
     """An existing folder `root`: as given, from the working directory, or from the repository."""
     candidates = [Path(root), REPOSITORY / root]
@@ -82,7 +93,7 @@ def draw_toy(layout: str, root: str | os.PathLike, num_train: int, num_val: int,
     Raises:
         UserError: The folder holds something else.
     """
-    if not (Path(root) / "train.txt").is_file():
+    if not all((Path(root) / name).is_file() for name in ("train.txt", "val.txt")):
         print(f"drawing the embedded data set: {num_train} + {num_val} pictures into {root}", flush=True)
         write_toy_dataset(layout, root, num_train, num_val, size)
         make_lists(layout, root)

@@ -21,6 +21,8 @@ from common.files import atomic_write
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "space": " "}
 _SPELLINGS = {",": ",", "\t": "\t", "\\t": "\t", "|": "|", " ": " ", **SEPARATORS}
 _SHOWN = 3  # how many of many files a message names
+_LONGEST = 10_000  # characters of a line: systems know no paths of half of that
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Pair(NamedTuple):
@@ -152,10 +154,17 @@ def _read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the list as UTF-8") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a list file") from error
+    control = _CONTROL.search(text)
+    if control:
+        number = text.count("\n", 0, control.start()) + 1
+        raise UserError(f"{path}, line {number}: {control[0]!r} is in it, which no path has: give a list file")
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise UserError(f"{path}: the list is empty; make it again with common/create_dataset_list.py")
+    for number, line in lines:
+        if len(line) > _LONGEST:
+            raise UserError(f"{path}, line {number}: {len(line)} characters are no paths: give a list file")
     return lines
 
 

@@ -1,10 +1,14 @@
-"""One function over many items, on all cores, in order, with a progress bar."""
+"""One function over many items, on all cores, in order, with a progress bar; and threads that may hang."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 from common.cpu import physical_cores
@@ -40,6 +44,49 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], desc
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class Threads:
+    """Threads that do calls one after the other; one that hangs does not keep the program from ending.
+
+    That is what it has over `concurrent.futures.ThreadPoolExecutor`, whose threads the interpreter waits for.
+
+    Args:
+        count: How many there are.
+    """
+
+    PATIENCE = 5.0  # seconds
+
+    def __init__(self, count: int):
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable, *args: object) -> Future:
+        """Has function(*args) called when its turn comes; the future holds its result or its error."""
+        future: Future = Future()
+        self._calls.put((future, function, args))
+        return future
+
+    def stop(self) -> None:
+        """Drops what has not begun, and waits for what has, but not for long."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()
+        for _ in self._threads:
+            self._calls.put(None)
+        end = time.monotonic() + self.PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function, args = call
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:  # raised again where the result is asked for
+                future.set_exception(error)
 
 
 def _start_worker() -> None:

@@ -64,7 +64,9 @@ def load_without_code(path: str | os.PathLike) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, nothing in it was run: {error}; ask its author for safetensors") from None
     except Exception as error:  # a damaged pickle can raise anything, from EOFError to MemoryError's kin
-        raise UserError(f"{path}: not a whole .pdparams file ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path}: not a whole .pdparams file ({type(error).__name__}: {error}): copy it again"
+        ) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, not a dictionary of arrays")
+        raise UserError(f"{path}: holds {type(content).__name__}, not a dictionary of arrays: give a state dict")
     return {str(name): value for name, value in content.items()}

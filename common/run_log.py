@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from common.cli import UserError
+from common.cli import UserError, shown
 from common.files import atomic_write
 from common.metrics import ConfusionMatrix
 
@@ -38,6 +38,7 @@ EVAL_COLUMNS = (
     *("step", "split", "protocol", "images", "miou_percent", "pixel_accuracy_percent", "mean_accuracy_percent"),
     *("fwiou_percent", "mean_dice_percent", "kappa_percent", "absent_classes", "loss", "seconds"),
 )
+_NUMBERS = ("loss", "miou_percent")  # columns that are read as numbers here, where a table has them
 PER_CLASS_COLUMNS = ("step", "split", "class_id", "class_name", "iou_percent", "accuracy_percent", "dice_percent")
 
 Row = dict[str, Any]
@@ -85,11 +86,22 @@ class RunLog:
             stream.write("\n")
 
     def trim(self, step: int) -> None:
-        """Drops the rows after `step`, as a resumed run writes them again."""
-        for name, columns in self._columns.items():
-            rows = _read_csv(self.folder / name)
+        """Drops the rows after `step`, as a resumed run writes them again, and what a killed run was just writing.
+
+        Raises:
+            UserError: A table is damaged, or has columns of another program.
+        """
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()
+        tables = {name: _read_csv(self.folder / name) for name in self._columns}  # all, before one is written
+        for name, rows in tables.items():
+            columns = self._columns[name]
+            unknown = [key for key in (rows[0] if rows else ()) if key not in columns]
+            if unknown or (rows and name != "train.csv" and len(rows[0]) < len(columns)):
+                raise UserError(f"{self.folder / name}: the columns must be {','.join(columns)}: restore the file")
+        for name, rows in tables.items():
             with atomic_write(self.folder / name) as stream:
-                writer = csv.DictWriter(stream, columns, lineterminator="\n")
+                writer = csv.DictWriter(stream, self._columns[name], lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(row for row in rows if int(row["step"]) <= step)
 
@@ -113,12 +125,16 @@ class RunLog:
         columns = self._columns[name]
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
-        if not path.exists():
-            writer.writeheader()
-        writer.writerows(rows)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8", newline="") as stream:
-            stream.write(text.getvalue())
+        try:
+            with open(path, "a+b") as stream:
+                if not _cut_half_line(stream):
+                    writer.writeheader()
+                writer.writerows(rows)
+                stream.write(text.getvalue().encode())
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,7 @@ class Run:
 
     def best(self) -> Row | None:
         """The evaluation row with the highest mIoU, the earliest among equals."""
-        scored = [row for row in self.eval if row["miou_percent"] not in ("", "nan")]
+        scored = [row for row in self.eval if row.get("miou_percent") not in (None, "", "nan")]
         return max(scored, key=lambda row: float(row["miou_percent"]), default=None)
 
 
@@ -150,8 +166,10 @@ def read_run(folder: str | os.PathLike) -> Run:
         env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no run folder: {Path(error.filename).name} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{folder}: config.yaml or env.json is damaged ({error})") from None
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise UserError(f"{folder}: config.yaml or env.json is damaged ({error}): restore it") from None
+    if not isinstance(env, dict):
+        raise UserError(f"{folder}/env.json: holds {type(env).__name__}, not a mapping: restore it")
     tables = [_read_csv(folder / name) for name in ("train.csv", "eval.csv", "per_class.csv")]
     return Run(folder, config_text, env, *tables)
 
@@ -229,7 +247,8 @@ def environment(packages: Sequence[str], **more: Any) -> dict[str, Any]:
             versions[name] = None
     return {
         "started_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": shlex.join(_without_folders(word) for word in sys.argv),
+        # Words that are no text (a folder's name in another encoding) come as lone surrogates, which no file can hold.
+        "command": shlex.join(map(_without_folders, sys.argv)).encode("utf-8", "backslashreplace").decode(),
         "commit": commit,
         "commit_changed": changed,
         "python": platform.python_version(),
@@ -330,13 +349,41 @@ def _percent(fraction: float) -> str:
 def _read_csv(path: Path) -> list[Row]:
     try:
         text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a kill can leave a last line without its end
+        rows = list(csv.DictReader(io.StringIO(whole)))
     except FileNotFoundError:
         return []
-    whole = text[: text.rfind("\n") + 1]  # a kill can leave a last line without its end
-    rows = list(csv.DictReader(io.StringIO(whole)))
-    if any(None in row or None in row.values() for row in rows):
-        raise UserError(f"{path}: a row has not as many cells as the header; the file is damaged")
+    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a table of a run ({error}): the file is damaged, restore it") from None
+    for row in rows:
+        if None in row or None in row.values():
+            raise UserError(f"{path}: a row has not as many cells as the header; the file is damaged, restore it")
+        step = row.get("step", "")
+        if not step.isdecimal() or len(step) > 15 or not all(_is_number(row.get(name, "nan")) for name in _NUMBERS):
+            raise UserError(
+                f"{path}: the row of step {shown(step)} has no number there or in {' or '.join(_NUMBERS)}; "
+                f"the file is damaged, restore it"
+            )
     return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _cut_half_line(stream: IO[bytes]) -> bool:
+    """Removes what a kill or a full disk left of a last line. Returns whether the file holds anything then."""
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, end - 1))
+    if stream.read(1) not in (b"", b"\n"):
+        stream.seek(0)
+        end = stream.read().rfind(b"\n") + 1
+        stream.truncate(end)
+    return end > 0
 
 
 def _cpu_name() -> str:

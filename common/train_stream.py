@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
 from common.cli import UserError
 from common.labels import IGNORE
 from common.list_dataset import ListDataset
+from common.parallel import Threads
 
 import numpy as np
 
@@ -58,16 +59,19 @@ class BatchLoader:
 
     The batch of a step is the next `batch_size` positions of the stream; process `rank` of `world_size` takes every
     `world_size`-th of them. Decoding and resizing happen in OpenCV, outside Python's lock, so threads do what processes
-    would, without shared memory to run out of; an error in a picture arrives here as it was raised.
+    would, without shared memory to run out of; an error in a picture arrives here as it was raised. Without loader
+    threads (0) each batch is prepared when it is asked for.
 
     Shapes: yields images float32 (b, 3, h, w), label int64 (b, h, w), pair indices int64 (b,) with
     b = batch_size / world_size.
 
     Raises:
-        UserError: The batch cannot be shared equally; from iteration: see `ListDataset.load`.
+        UserError: The batch cannot be shared equally; from iteration: see `ListDataset.load`, and a pair that has not
+            arrived after `HANGS_AFTER` seconds (a disk or network drive that hangs).
     """
 
     AHEAD = 2  # batches in preparation
+    HANGS_AFTER = 300.0  # seconds
 
     def __init__(
         self,
@@ -93,21 +97,32 @@ class BatchLoader:
         return range(first + self.rank, first + self.batch_size, self.world_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        if self.num_workers == 0:
-            for step in self.steps:
-                yield _stack([self.stream[position] for position in self.positions(step)])
-            return
-        pool = ThreadPoolExecutor(self.num_workers)
+        threads, ahead = Threads(max(1, self.num_workers)), self.AHEAD if self.num_workers else 0
         try:
             pending = deque()
             for step in self.steps:
-                pending.append([pool.submit(self.stream.__getitem__, p) for p in self.positions(step)])
-                if len(pending) > self.AHEAD:
-                    yield _stack([future.result() for future in pending.popleft()])
+                pending.append([(p, threads.submit(self.stream.__getitem__, p)) for p in self.positions(step)])
+                if len(pending) > ahead:
+                    yield self._finished(pending.popleft())
             while pending:
-                yield _stack([future.result() for future in pending.popleft()])
+                yield self._finished(pending.popleft())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            threads.stop()
+
+    def _finished(self, batch: list[tuple[int, Future]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        samples = []
+        for position, future in batch:
+            try:
+                samples.append(future.result(self.HANGS_AFTER))
+            except TimeoutError:
+                if future.done():  # the error is the sample's own
+                    raise
+                image = self.stream.dataset.pairs[self.stream.pair_index(position)].image
+                raise UserError(
+                    f"{image} or its label: not read in {self.HANGS_AFTER:g} seconds: is the disk or network drive "
+                    f"still there? see to it, then go on with --resume"
+                ) from None
+        return _stack(samples)
 
 
 class ValidPixels:
@@ -132,6 +147,20 @@ class ValidPixels:
                 f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are "
                 f"ignored: is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
             )
+
+
+def require_valid_pixels(count: int, labels: Sequence[object]) -> None:
+    """Raises UserError where no pixel of the labels of an evaluation counts: there is no score then.
+
+    Args:
+        count: Valid pixels in all of them.
+        labels: Their names.
+    """
+    if count == 0:
+        raise UserError(
+            f"{labels[0]}: no pixel of this label counts, nor of all {len(labels)} of its list: is data.dataset right "
+            f"for these labels? common/create_dataset_list.py check names the cause"
+        )
 
 
 def _stack(samples: list[tuple[np.ndarray, np.ndarray, np.int64]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

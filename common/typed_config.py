@@ -7,14 +7,15 @@ the key and the nearest valid key.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import re
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.cli import UserError, did_you_mean
+from common.cli import UserError, did_you_mean, shown
+from common.strict_yaml import load_yaml
 
 import yaml
 
@@ -33,22 +34,30 @@ def load_config(config_class: type[Config], path: str | os.PathLike, overrides: 
     Raises:
         UserError: File missing or no YAML; key unknown, missing or doubled; value of another type.
     """
+    return config_from_text(config_class, read_config_text(path), str(path), overrides)
+
+
+def read_config_text(path: str | os.PathLike) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        UserError: The file is missing, or no text.
+    """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml"))
         raise UserError(
             f"no config file {path}: {did_you_mean(str(path), near) if near else 'check the path'}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a config ({error})") from None
-    return config_from_text(config_class, text, str(path), overrides)
+        raise UserError(f"{path}: cannot be read as a config ({error}): save it as UTF-8 text") from None
 
 
 def config_from_text(config_class: type[Config], text: str, where: str, overrides: list[str] | None = None) -> Config:
     """The same from YAML text; `where` names it in errors."""
-    tree = _parse_yaml(text, where)
+    tree = load_yaml(text, where)
     if not isinstance(tree, dict):
         raise UserError(f"{where}: a config is a mapping of sections, this is {type(tree).__name__}")
     for word in overrides or []:
@@ -61,26 +70,6 @@ def config_to_text(config: Any) -> str:
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.1 that refuses doubled keys and reads 1e-3 as the number that people mean."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 class _Dumper(yaml.SafeDumper):
     """Mappings in block style, lists in one line."""
 
@@ -90,17 +79,6 @@ def _represent_list(dumper: yaml.SafeDumper, value: list) -> yaml.Node:
 
 
 _Dumper.add_representer(list, _represent_list)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
 def _apply_override(config_class: type, tree: dict, word: str) -> None:
@@ -121,7 +99,7 @@ def _apply_override(config_class: type, tree: dict, word: str) -> None:
             raise UserError(f"{where}: '{section}' is not a section in the file")
     if name not in _field_types(schema):
         raise UserError(f"{where}: unknown key '{name}': {did_you_mean(name, list(_field_types(schema)))}")
-    node[name] = _parse_yaml(value, where)
+    node[name] = load_yaml(value, where)
 
 
 def _field_types(config_class: type) -> dict[str, Any]:
@@ -131,7 +109,7 @@ def _field_types(config_class: type) -> dict[str, Any]:
 
 def _build(config_class: type[Config], tree: Any, where: str, prefix: str) -> Config:
     if not isinstance(tree, dict):
-        raise UserError(f"{where}: '{prefix.rstrip('.')}' must be a section of keys, not {tree!r}")
+        raise UserError(f"{where}: '{prefix.rstrip('.')}' must be a section of keys, not {shown(tree)}")
     types_by_name = _field_types(config_class)
     for key in tree:
         if key not in types_by_name:
@@ -159,15 +137,17 @@ def _convert(expected: Any, value: Any, where: str, key: str) -> Any:
     if origin is typing.Literal:
         if value in arguments and type(value) in {type(a) for a in arguments}:
             return value
-        raise UserError(f"{where}: '{key}' is {value!r}: {did_you_mean(str(value), [str(a) for a in arguments])}")
+        raise UserError(f"{where}: '{key}' is {shown(value)}: {did_you_mean(str(value), [str(a) for a in arguments])}")
     if origin in (tuple, list):
         return _convert_sequence(origin, arguments, value, where, key)
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{where}: '{key}' is {shown(value)}: more than a number of 64 bits holds: give a smaller one")
     if expected is float and type(value) is int:
         return float(value)
     if type(value) is not expected:
-        raise UserError(f"{where}: '{key}' must be {expected.__name__}, not {type(value).__name__} ({value!r})")
-    if expected is float and value != value:
-        raise UserError(f"{where}: '{key}' is not a number (nan)")
+        raise UserError(f"{where}: '{key}' must be {expected.__name__}, not {type(value).__name__} ({shown(value)})")
+    if expected is float and not math.isfinite(value):
+        raise UserError(f"{where}: '{key}' is not a number that can be used ({value}): give a finite one")
     return value
 
 
@@ -175,7 +155,7 @@ def _convert_sequence(origin: type, arguments: tuple, value: Any, where: str, ke
     fixed = origin is tuple and Ellipsis not in arguments
     if not isinstance(value, list) or (fixed and len(value) != len(arguments)):
         count = f"{len(arguments)} values" if fixed else "values"
-        raise UserError(f"{where}: '{key}' must be a list of {count}, not {value!r}")
+        raise UserError(f"{where}: '{key}' must be a list of {count}, not {shown(value)}")
     element_types = arguments if fixed else [arguments[0]] * len(value)
     return origin(
         _convert(t, v, where, f"{key}[{i}]") for i, (t, v) in enumerate(zip(element_types, value, strict=True))

@@ -29,7 +29,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 3  # pictures, evenly over the validation list
 LONGEST_SIDE = 320  # pixels in the page
-NAMES = {"toy": "cityscapes"}  # the label set of data.dataset, where it is called otherwise
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ def make_panels(folder: Path, root: Path) -> list[Path]:
         raise UserError(f"{folder}: scope {run.env['scope']}: only runs of the embedded data are shown")
     if not (root / "results" / "runs" / run.project / run.name).is_dir():
         raise UserError(f"{run.name} is not in results/runs/{run.project}: record it first (results/record.py)")
-    labels = label_set(NAMES.get(run.env["dataset"], run.env["dataset"]))
+    labels = labels_of(run.env["dataset"])
     samples = _samples(run, labels)
     target = root / "results" / "panels" / run.project / run.name
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,6 +63,11 @@ def make_panels(folder: Path, root: Path) -> list[Path]:
         for (path, sample), prediction in zip(samples, predictions, strict=True):
             written += _write(target / path.stem, sample, prediction, labels)
     return written
+
+
+def labels_of(dataset: str) -> LabelSet:
+    """The classes of the embedded data as env.json names it: "toy" (Cityscapes' form) or "toy_<label set>"."""
+    return label_set("cityscapes" if dataset == "toy" else dataset.removeprefix("toy_"))
 
 
 def _samples(run: RecordedRun, labels: LabelSet) -> list[tuple[Path, Sample]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from results.table_rows import COMPARABLE, TableRow
@@ -14,15 +15,20 @@ BEST_AND_LAST = (
     "that number up."
 )
 
+# Brackets of links and pictures, code, bold and struck out text; "_" where it stands at an end of a word.
+_MARKDOWN = re.compile(r"[\\|`*~\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
 
 def cell(text: str) -> str:
-    """Text that is safe in a cell."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", r"\|")
+    """Text that is safe in a cell: no HTML, and nothing that Markdown makes an element of."""
+    escaped = _MARKDOWN.sub(r"\\\g<0>", " ".join(str(text).split()))
+    return html.escape(escaped, quote=False)
 
 
 def code(text: str) -> str:
     """Text as code in a cell."""
-    clean = " ".join(str(text).split()).replace("|", r"\|").replace("`", "'")
+    clean = " ".join(str(text).split()).replace("`", "'")
+    clean = re.sub(r"(\\+)\|", r"\1 |", clean).replace("|", r"\|")  # else a backslash of theirs would undo ours
     return f"`{clean}`" if clean else ""
 
 
@@ -130,7 +136,7 @@ def _measured_table(rows: Sequence[TableRow], with_curve: set[str], up: str, wit
         if row.row_id in with_curve:
             runs.append(f"[curve]({up}curves/{row.project}/{row.file_stem}.png)")
         cells = [cell(row.model), code(row.config), cell(f"{row.data}, {row.split}"), cell(row.protocol), ours(row)]
-        cells += [row.seeds, published(row), difference(row), row.scope, "<br>".join(runs), code(row.command)]
+        cells += [cell(row.seeds), published(row), difference(row), row.scope, "<br>".join(runs), code(row.command)]
         lines.append(([cell(row.project)] if with_project else []) + cells)
     return table(header, lines)
 

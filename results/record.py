@@ -11,18 +11,19 @@ repository does not have. `--unknown-code` takes such a run all the same; its en
 from __future__ import annotations
 
 import argparse
-import csv
 import filecmp
+import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 from common.cli import UserError, run_command
-from common.run_log import run_id
+from common.run_log import read_run, run_id
 from results.recorded_runs import EVAL_FILES, RUN_FILES, RecordedRun, read_recorded
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMIT = re.compile("[0-9a-f]{7,64}")
 TRAIN_COLUMNS = ("step", "loss", "learning_rate", "step_time_s")  # those that every project has
 
 
@@ -79,13 +80,12 @@ def _check_name(run: RecordedRun) -> None:
 def _check_training(run: RecordedRun) -> None:
     """That train.csv is whole and the run has come to its end."""
     path = run.folder / "train.csv"
-    with open(path, encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_run(run.folder).train
     for line, row in enumerate(rows, start=2):
         empty = [key for key in TRAIN_COLUMNS if not row.get(key)]
-        if empty or None in row or None in row.values():
-            raise UserError(f"{path}, row {line}: {', '.join(empty) or 'a cell'} is missing")
-    planned = run.config["train"]["iters"]
+        if empty:
+            raise UserError(f"{path}, row {line}: {', '.join(empty)} is missing")
+    planned = run.config.get("train", {}).get("iters")
     if not rows or int(rows[-1]["step"]) != planned or run.iters != planned:
         raise UserError(f"{run.folder}: at step {run.iters} of {planned}: finish it with train.py --resume first")
 
@@ -94,8 +94,8 @@ def _check_commit(run: RecordedRun, root: Path) -> None:
     if run.env["commit_changed"]:
         raise UserError(f"{run.folder}: its code differed from its commit: train from a commit, or give --unknown-code")
     commit = run.env["commit"]
-    known = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=root, capture_output=True)
-    if known.returncode:
+    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    if not COMMIT.fullmatch(commit) or subprocess.run(command, cwd=root, capture_output=True).returncode:
         raise UserError(f"{run.folder}: commit {commit} is not in this repository: fetch it, or give --unknown-code")
 
 

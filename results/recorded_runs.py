@@ -6,25 +6,33 @@ A run may hold folders `eval_*/` beside its files: what eval.py measured with th
 from __future__ import annotations
 
 import csv
+import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.cli import UserError, shown
 from common.run_log import EVAL_COLUMNS, PER_CLASS_COLUMNS, read_run
-
-import yaml
+from common.strict_yaml import load_yaml
 
 RUN_FILES = ("config.yaml", "env.json", "train.csv", "eval.csv", "per_class.csv", "curve.png")
 EVAL_FILES = ("eval.csv", "per_class.csv")
-ENV_KEYS = (
-    *("started_utc", "command", "commit", "commit_changed", "python", "packages", "system", "cpu", "project", "config"),
-    *("seed", "scope", "dataset", "train_images", "val_images", "class_names", "processes", "device"),
-    *("trainable_parameters", "resumed_at_step"),
-)
-"""Keys of env.json that may not be empty."""
+ENV_KEYS = {
+    **dict.fromkeys(("started_utc", "command", "commit", "python", "system", "cpu", "project", "config"), str),
+    **dict.fromkeys(("scope", "dataset", "device"), str),
+    **dict.fromkeys(("seed", "train_images", "val_images", "processes"), int),
+    **dict.fromkeys(("trainable_parameters", "resumed_at_step"), int),
+    "commit_changed": bool,
+    "packages": dict,
+    "class_names": list,
+}
+"""Keys of env.json that may not be empty, and what they hold."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+"""Projects, configs and runs are called so: names that are folders, addresses and words of a command."""
 SAME_PERCENT = 0.01  # mIoU of one checkpoint measured twice
 SCOPES = ("full", "reduced", "smoke")
 
@@ -78,10 +86,10 @@ class RecordedRun:
         """The run's id."""
         return self.folder.name
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """config.yaml."""
-        return yaml.load(self.config_text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - safe
+        return load_yaml(self.config_text, str(self.folder / "config.yaml"))
 
     @property
     def has_backbone_weights(self) -> bool:
@@ -127,7 +135,9 @@ def read_recorded(folder: Path) -> RecordedRun:
                 series.append(entry)
             else:
                 _check_agreement(extra, entry, known)
-    return RecordedRun(folder, run.config_text, run.env, tuple(series))
+    recorded = RecordedRun(folder, run.config_text, run.env, tuple(series))
+    _check_config(folder, recorded.config)
+    return recorded
 
 
 def _check_agreement(folder: Path, again: Series, known: Series) -> None:
@@ -143,8 +153,27 @@ def _check_env(folder: Path, env: dict[str, Any]) -> None:
     empty = [key for key in ENV_KEYS if env.get(key) in (None, "", [], {})]
     if empty:
         raise UserError(f"{folder}/env.json: empty or missing: {', '.join(empty)}")
+    for key, kind in ENV_KEYS.items():
+        if type(env[key]) is not kind:
+            raise UserError(f"{folder}/env.json: {key} is {shown(env[key])}, not {kind.__name__}: restore the file")
+    if not all(isinstance(name, str) for name in env["class_names"]):
+        raise UserError(f"{folder}/env.json: class_names are not all text: restore the file")
+    if not isinstance(env.get("threads", 0), str | None):
+        raise UserError(f"{folder}/env.json: threads is {shown(env.get('threads'))}, not text: restore the file")
+    if re.search("[\ud800-\udfff]", json.dumps(env, ensure_ascii=False)):
+        raise UserError(f"{folder}/env.json: a text in it is half a character (a surrogate): restore the file")
+    for name in (folder.name, env["project"], env["config"]):
+        if not PLAIN_NAME.fullmatch(name):
+            raise UserError(f"{folder}: {shown(name)} is no name of a project, config or run: it was renamed or edited")
     if env["scope"] not in SCOPES:
-        raise UserError(f"{folder}/env.json: scope is '{env['scope']}': {', '.join(SCOPES)} are known")
+        raise UserError(f"{folder}/env.json: scope is {shown(env['scope'])}: {', '.join(SCOPES)} are known")
+
+
+def _check_config(folder: Path, config: Any) -> None:
+    """That the sections that are read here are there."""
+    sections = [config.get(name, {}) for name in ("model", "data", "train")] if isinstance(config, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections):
+        raise UserError(f"{folder}/config.yaml: no mapping of sections, or model, data or train is none: restore it")
 
 
 def _read_csv(path: Path) -> list[CsvRow]:
@@ -153,6 +182,8 @@ def _read_csv(path: Path) -> list[CsvRow]:
             return list(csv.DictReader(stream))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table ({error}): restore it") from None
 
 
 def _series_of(
@@ -200,6 +231,8 @@ def _evaluation(folder: Path, row: CsvRow, block: list[CsvRow], classes: list[st
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     present = [iou for iou in ious if not math.isnan(iou)]
+    if not all(0 <= iou <= 100 for iou in present):
+        raise UserError(f"{where}: an IoU is less than 0 or more than 100 per cent")
     if not 0 <= miou <= 100 or not present or abs(sum(present) / len(present) - miou) > 1e-3:
         raise UserError(f"{folder}/eval.csv, step {step}: mIoU {miou} is not the mean of per_class.csv's IoU")
     return Evaluation(step, miou, ious)

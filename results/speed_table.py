@@ -6,8 +6,9 @@ import csv
 import json
 from pathlib import Path
 
-from common.cli import UserError
+from common.cli import UserError, shown
 from results.markdown_tables import cell, code, table
+from results.recorded_runs import PLAIN_NAME
 
 LONGEST = 60  # rows of a table; longer ones are linked
 
@@ -32,14 +33,19 @@ def _benchmark(folder: Path) -> list[str]:
     try:
         env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
         machine = f"{env['cpu']}, {env['system']}, {env['threads'] or 'all'} threads"
-        head = f"{code(env['command'])} at commit {env['commit'][:7]}, {env['started_utc'][:10]}, {cell(machine)}."
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}/env.json is missing or damaged ({error!r})") from None
-    if env["commit_changed"]:
+        when = cell(f"{env['commit'][:7]}, {env['started_utc'][:10]}")
+        head = f"{code(env['command'])} at commit {when}, {cell(machine)}."
+        changed = env["commit_changed"]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder}/env.json is missing or damaged ({shown(error)}): restore it") from None
+    if changed:
         head += " The files differed from that commit."
     tables = sorted(folder.glob("*.csv"))
     if not tables:
         raise UserError(f"{folder}: a benchmark without a table")
+    for path in (folder.parent, folder, *tables):
+        if not PLAIN_NAME.fullmatch(path.name):
+            raise UserError(f"{path}: no plain name of a benchmark or its table: rename it")
     address = f"benchmarks/{folder.parent.name}/{folder.name}"
     parts = [f"## {cell(folder.parent.name)}, {cell(folder.name)}\n", head + "\n"]
     if (folder / "report.md").is_file():  # the benchmark made its own tables
@@ -52,8 +58,11 @@ def _benchmark(folder: Path) -> list[str]:
 
 def _table(path: Path, link: str, alone: bool) -> list[str]:
     """The table with its link; of timings beside a table of what they mean, and of very long ones, the link only."""
-    with open(path, encoding="utf-8", newline="") as stream:
-        header, *rows = csv.reader(stream)
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream)
+    except (ValueError, csv.Error) as error:  # no text, no header
+        raise UserError(f"{path}: not a table ({error}): restore it") from None
     if len(rows) > LONGEST or (path.name == "timings.csv" and not alone):
         return [f"{link}: {len(rows)} rows.\n"]
     return [f"{link}:\n", table([cell(name) for name in header], [[cell(text) for text in row] for row in rows])]

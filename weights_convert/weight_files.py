@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,13 @@ TORCH_SUFFIXES = (".pth", ".pt", ".tar")
 READ_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz", ".pdparams")
 WRAPPERS = ("state_dict", "model")
 PDPARAMS_PROTOCOL = 4  # what paddle.save writes
+MAX_RATIO = 100  # unpacked against packed bytes
+FREE_BYTES = 64 * 2**20  # archives whose contents are smaller are not measured by it
+# What NumPy and zipfile raise for files that are damaged, encrypted, packed in another way, or no archive.
+_DAMAGED_NPZ = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, AttributeError, NotImplementedError, RuntimeError),
+    *(MemoryError, SyntaxError, LookupError, TypeError),
+)
 
 
 def read_weights(path: str | os.PathLike, suffix: str | None = None) -> dict[str, np.ndarray]:
@@ -62,12 +70,33 @@ def write_weights(stream: IO[bytes], suffix: str, tensors: dict[str, np.ndarray]
         pickler.fast = True  # without a memo, which would keep every array's bytes until the end
         pickler.dump(tensors)
     else:
-        torch.save(OrderedDict((name, torch.from_numpy(value)) for name, value in tensors.items()), stream)
+        try:
+            torch.save(OrderedDict((name, torch.from_numpy(value)) for name, value in tensors.items()), stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of the stream, hidden by torch's end of its archive
+                raise error.__context__ from None
+            raise
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raises UserError where a zip archive would grow beyond measure; weights hardly compress."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        num_bytes = sum(entry.file_size for entry in archive.infolist())
+    if num_bytes > FREE_BYTES + MAX_RATIO * path.stat().st_size:
+        raise UserError(
+            f"{path}: refused: it would grow to {num_bytes} bytes, over {MAX_RATIO} times its size: ask its author "
+            f"for safetensors"
+        )
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
+        _refuse_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for '{asked[1]}', which no tensor needs" if asked else str(error).splitlines()[0]
@@ -76,16 +105,18 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from None
     except Exception as error:  # a damaged file can raise anything, from EOFError to RuntimeError
         reason = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise UserError(f"{path}: not a whole PyTorch file ({type(error).__name__}: {reason})") from None
+        raise UserError(f"{path}: not a whole PyTorch file ({type(error).__name__}: {reason}): copy it again") from None
     tensors = {}
     for name, value in _unwrapped(content, path).items():
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: '{name}' is a {type(value).__name__}, not a tensor: give the state dict alone")
         if value.layout != torch.strided or value.is_quantized:
             raise UserError(f"{path}: '{name}' is sparse or quantised: convert it to a plain float32 tensor first")
-        if value.dtype == torch.bfloat16:
-            raise UserError(f"{path}: '{name}' is bfloat16: convert the weights to float32 first")
-        tensors[str(name)] = value.detach().numpy()
+        try:
+            tensors[str(name)] = value.detach().numpy()
+        except (TypeError, RuntimeError):  # bfloat16 and others that NumPy has not; tensors without values
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: '{name}' is {kind}: convert the weights to float32 first") from None
     return tensors
 
 
@@ -105,17 +136,24 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except TypeError as error:  # NumPy has no bfloat16
         raise UserError(f"{path}: holds a type of number that is not read ({error}): convert it to float32") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        raise UserError(f"{path}: not a whole safetensors file ({error}): copy it again") from None
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
+        _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(f"{path}: refused, nothing in it was run: {error}") from None
-    except (zipfile.BadZipFile, OSError, EOFError, AttributeError) as error:
-        raise UserError(f"{path}: not a whole .npz file ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path}: refused, nothing in it was run: {error}: ask its author for safetensors") from None
+    except _DAMAGED_NPZ as error:
+        raise UserError(f"{path}: not a whole .npz file ({type(error).__name__}: {error}): copy it again") from None
+    strangers = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
+    if strangers:
+        raise UserError(f"{path}: '{strangers[0]}' in it is no array: give an .npz file of arrays alone")
+    return arrays
 
 
 def _without_prefixes(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:

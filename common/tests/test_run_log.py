@@ -149,3 +149,13 @@ def test_environment_says_what_ran_where(monkeypatch):
     assert (env["project"], env["seed"]) == ("p", 1)
     assert env["command"] == "train.py --data camvid --config a/b.yaml"
     assert json.loads(json.dumps(env)) == env
+
+
+@pytest.mark.parametrize("left", ["", "st", "step,loss\n1,0.5\n2,0."])
+def test_a_row_after_a_half_written_one_stands_in_a_line_of_its_own(left, tmp_path):
+    """As a full disk or a kill leaves a table, to which eval.py then adds."""
+    log = RunLog(tmp_path, ("step", "loss"))
+    (tmp_path / "train.csv").write_text(left)
+    log.log_train({"step": 7, "loss": 0.25})
+    before = ["1,0.5"] if "1,0.5" in left else []
+    assert (tmp_path / "train.csv").read_text().splitlines() == ["step,loss", *before, "7,0.25"]

@@ -1,3 +1,6 @@
+import threading
+import time
+
 from common.cli import UserError
 from common.labels import label_set
 from common.list_dataset import ListDataset
@@ -72,6 +75,20 @@ def test_an_unreadable_picture_arrives_as_it_was_raised(dataset, tmp_path, num_w
     with pytest.raises(UserError, match=r"i0\.png: truncated"):
         for _ in BatchLoader(stream, 3, 0, 4, num_workers):
             pass
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_picture_that_never_arrives_stops_the_run_and_is_named(dataset, monkeypatch, num_workers):
+    stream, real = TrainStream(dataset, crop, seed=0), dataset.load
+    hanging = stream.pair_index(8)
+    monkeypatch.setattr(dataset, "load", lambda i: threading.Event().wait() if i == hanging else real(i))
+    monkeypatch.setattr(BatchLoader, "HANGS_AFTER", 0.2)
+    monkeypatch.setattr("common.parallel.Threads.PATIENCE", 0.1)
+    batches, start = iter(BatchLoader(stream, 3, 0, 9, num_workers)), time.monotonic()
+    assert len([next(batches) for _ in range(2)]) == 2
+    with pytest.raises(UserError, match=rf"i{hanging}\.png or its label: not read in 0\.2 seconds"):
+        next(batches)
+    assert time.monotonic() - start < 4
 
 
 def test_labels_without_anything_to_learn_stop_the_run():

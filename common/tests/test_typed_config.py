@@ -69,7 +69,7 @@ def test_overrides_are_typed_too():
         ("kind: small\nflip: true\ninner: 3\n", "x.yaml: 'inner' must be a section"),
         (
             "kind: !!python/object/apply:os.system ['true']\n",
-            "x.yaml line 1: not valid YAML: could not determine a constructor",
+            "x.yaml line 1: not valid YAML: the tag 'tag:yaml.org,2002:python/object/apply:os.system'",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from typing import Any
 
 from awesome_pytorch_seg.config import Config, ModelConfig
@@ -17,6 +18,7 @@ from awesome_pytorch_seg.optimizer import WeightAverage
 from common.cli import UserError
 from common.files import atomic_write
 from common.typed_config import config_from_text
+from common.weight_header import header_from_json
 
 import safetensors
 import safetensors.torch
@@ -47,8 +49,8 @@ class TrainState:
     best_step: int
     config_text: str
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     scaler: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -85,10 +87,7 @@ def read_state(path: str | os.PathLike) -> TrainState:
         header = file.metadata() or {}
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of awesome_pytorch_seg: use a file that its train.py wrote")
-    values = json.loads(header["state"])
-    for name in ("class_names", "mean", "std"):
-        values[name] = tuple(values[name])
-    return TrainState(**values)
+    return header_from_json(TrainState, header.get("state"), path)
 
 
 def read_experiment(path: str | os.PathLike) -> tuple[TrainState, Config]:
@@ -188,6 +187,7 @@ def load_optimizer(path: str | os.PathLike, model: nn.Module, optimizer: torch.o
     parameters = dict(model.named_parameters())
     if {name.rpartition(".")[0] for name in stored} != set(parameters):
         raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
+    _refuse_other_moments(stored, parameters, path)
     for name, value in stored.items():
         owner, _, key = name.rpartition(".")
         parameter = parameters[owner]
@@ -196,21 +196,35 @@ def load_optimizer(path: str | os.PathLike, model: nn.Module, optimizer: torch.o
         optimizer.state[parameter][key] = value.detach()
 
 
+def _refuse_other_moments(
+    stored: dict[str, torch.Tensor], parameters: dict[str, torch.Tensor], path: str | os.PathLike
+) -> None:
+    """Raises UserError unless every parameter has as many moments, each a finite number or one for each weight."""
+    for name, value in stored.items():
+        shape = tuple(parameters[name.rpartition(".")[0]].shape)
+        if tuple(value.shape) not in ((), (1,), shape) or not torch.isfinite(value).all():
+            raise UserError(f"{path}: 'optimizer.{name}' is of another shape or not finite: resume from a whole file")
+    if len(set(Counter(name.rpartition(".")[0] for name in stored).values())) > 1:
+        raise UserError(f"{path}: lacks a part of the optimizer's state: resume from a whole file")
+
+
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
     wanted = model.state_dict()
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unknown:
         raise UserError(
             f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
-            f"{len(unknown)} are not known ({_few(unknown)})"
+            f"{len(unknown)} are not known ({_few(unknown)}): give its own file"
         )
     for name, value in tensors.items():
         if wanted[name].shape != value.shape:
-            raise UserError(f"{path}: '{name}' is {tuple(value.shape)}, the network has {tuple(wanted[name].shape)}")
+            raise UserError(
+                f"{path}: '{name}' is {tuple(value.shape)}, the network has {tuple(wanted[name].shape)}: give its own"
+            )
         if wanted[name].dtype != value.dtype:
             raise UserError(f"{path}: '{name}' is {value.dtype}, the network has {wanted[name].dtype}: convert it")
         if not torch.isfinite(value).all():
-            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken")
+            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken, take others")
     model.load_state_dict(tensors)
 
 
@@ -227,7 +241,7 @@ def _open(path: str | os.PathLike) -> Any:
         raise UserError(f"no weight file {path}: check the path") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: not a whole safetensors file ({error}): is it truncated, or of another kind?"
+            f"{path}: not a whole safetensors file ({error}): copy it again, or give one of train.py"
         ) from None
 
 

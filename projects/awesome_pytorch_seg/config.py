@@ -42,6 +42,9 @@ class DataConfig:
     mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        _require(min(self.std) > 0, "std", "positive")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
@@ -97,7 +100,8 @@ class LossConfig:
     aux_weight: float  # of the auxiliary outputs
 
     def __post_init__(self) -> None:
-        _require(self.class_weights is None or min(self.class_weights) >= 0, "class_weights", "0 or more")
+        least = min(self.class_weights or (0,)) if self.class_weights != () else -1
+        _require(least >= 0, "class_weights", "a weight of 0 or more for each class")
         _require(self.ohem_threshold is None or 0 < self.ohem_threshold < 1, "ohem_threshold", "in (0, 1), or null")
         _require(0 < self.ohem_min_kept_fraction <= 1, "ohem_min_kept_fraction", "in (0, 1]")
         _require(self.class_weights is None or self.ohem_threshold is None, "class_weights", "null with ohem_threshold")

@@ -28,9 +28,10 @@ from awesome_pytorch_seg.losses import mean_cross_entropy
 from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import UserError, run_command
-from common.list_dataset import ListDataset
+from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.run_log import Evaluation, RunLog, print_scores
+from common.train_stream import require_valid_pixels
 
 import numpy as np
 import torch
@@ -110,6 +111,8 @@ def evaluate(
         picture, ids, _ = dataset.load(index)
         if protocol.centre_crop is not None:
             picture, ids = centre_crop(picture, ids, protocol.centre_crop)
+        if protocol.window is None:
+            require_sides(dataset.pairs[index].image, ids.shape, min(protocol.scales))
         image = torch.from_numpy(normalize(picture, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image.to(device), ids.shape, protocol)
         matrix.update(ids, scores.argmax(dim=1)[0].cpu().numpy())
@@ -119,7 +122,8 @@ def evaluate(
     model.train(was_training)
     matrix.matrix = processes.sum_over_processes(matrix.matrix)
     loss_sum, valid_pixels = processes.sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
-    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
+    require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
+    loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 

@@ -16,7 +16,7 @@ from awesome_pytorch_seg.lr_schedule import learning_rate
 from awesome_pytorch_seg.models import ALIASES, MODELS
 from common.cli import UserError, did_you_mean
 from common.run_log import git_commit, read_run, run_id
-from common.typed_config import config_from_text
+from common.typed_config import config_from_text, read_config_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
 
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
     if checkpoint is None:  # stopped before its first checkpoint
-        step, text, where = 0, (folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml")
+        step, text, where = 0, read_config_text(folder / "config.yaml"), str(folder / "config.yaml")
     else:
         state = read_state(checkpoint)
         step, text, where = state.step, state.config_text, f"config in {checkpoint}"
@@ -120,7 +120,7 @@ def find_weights(model: str, backbone: str | None, dataset: str | None, output: 
     default_backbone = next(iter(MODELS[model].backbones), None)
     labels = None if dataset is None else dataset_name(dataset).label_set or "custom"
     for path in sorted(output.glob("*/best.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        if read_run(path.parent).env["project"] != "awesome_pytorch_seg":
+        if read_run(path.parent).env.get("project") != "awesome_pytorch_seg":
             continue
         config = read_experiment(path)[1]
         has_model = ALIASES.get(config.model.name, config.model.name) == model

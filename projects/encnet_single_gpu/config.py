@@ -45,6 +45,9 @@ class DataConfig:
     mean: tuple[float, float, float] = key("RGB mean of pictures scaled to 0..1", "ImageNet")
     std: tuple[float, float, float] = key("RGB standard deviation, likewise", "ImageNet")
 
+    def __post_init__(self) -> None:
+        _require(min(self.std) > 0, "std", "positive")
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
@@ -84,7 +87,8 @@ class LossConfig:
     se_weight: float = key("of the SE-loss, where the network has it", "EncNet's code")
 
     def __post_init__(self) -> None:
-        _require(self.class_weights is None or min(self.class_weights) >= 0, "class_weights", "0 or more")
+        least = min(self.class_weights or (0,)) if self.class_weights != () else -1
+        _require(least >= 0, "class_weights", "a weight of 0 or more for each class")
         _require(self.aux_weight >= 0, "aux_weight", "0 or more")
         _require(self.se_weight >= 0, "se_weight", "0 or more")
 

@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 
 from common.cli import run_command
-from common.list_dataset import ListDataset
+from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.run_log import Evaluation, RunLog, print_scores
+from common.train_stream import require_valid_pixels
 from encnet_single_gpu.config import DataConfig
 from encnet_single_gpu.data.dataset import open_list, with_root
 from encnet_single_gpu.data.transforms import normalize
@@ -163,6 +164,8 @@ def evaluate(
     model.eval()
     for index in tqdm(range(len(dataset)), desc=description, unit="image", leave=False, disable=None):
         sample = dataset.load(index)
+        if protocol.base_size is None:
+            require_sides(dataset.pairs[index].image, sample.label.shape, 1.0)
         image = torch.from_numpy(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image.to(device), sample.label.shape, protocol, black)
         matrix.update(sample.label, scores.argmax(dim=1)[0].cpu().numpy())
@@ -170,7 +173,8 @@ def evaluate(
         image_loss, image_pixels = mean_cross_entropy(scores, label)
         loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels
     model.train(was_training)
-    loss = loss_sum / valid_pixels if valid_pixels else float("nan")
+    require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
+    loss = loss_sum / valid_pixels
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.cli import UserError, did_you_mean
 from common.run_log import git_commit, run_id
-from common.typed_config import config_from_text
+from common.typed_config import config_from_text, read_config_text
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import CONFIG_DIR, Config, config_names, options, read_config
 from encnet_single_gpu.data.dataset import open_list, with_root
@@ -190,7 +190,7 @@ def _metavar(annotation: str) -> str:
 
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
     if checkpoint is None:  # stopped before its first checkpoint
-        step, where, text = 0, str(folder / "config.yaml"), (folder / "config.yaml").read_text(encoding="utf-8")
+        step, where, text = 0, str(folder / "config.yaml"), read_config_text(folder / "config.yaml")
     else:
         state = read_state(checkpoint)
         step, where, text = state.step, f"config in {checkpoint}", state.config_text

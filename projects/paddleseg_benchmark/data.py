@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from common.cli import UserError
 from common.labels import IGNORE
 from common.list_dataset import REPOSITORY, draw_toy, find_root
+from common.parallel import Threads
 from common.picture_files import read_image, read_label
 
 import cv2
@@ -19,7 +24,9 @@ from paddleseg.utils import worker_init_fn
 
 TOY_ROOT = "data/toy_cityscapes_128x256"
 TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
-Batch = tuple[paddle.Tensor, paddle.Tensor]
+AHEAD = 2  # batches in preparation
+HANGS_AFTER = 300.0  # seconds
+Batch = tuple[paddle.Tensor, paddle.Tensor, list[int]]
 
 
 def with_data(config: Config, root: str | None) -> Config:
@@ -123,31 +130,96 @@ class _ReadWhole:
 
 
 def batches(dataset: paddle.io.Dataset, batch_size: int, num_workers: int) -> Iterator[Batch]:
-    """Batches of this process without end: images float32 (B, 3, H, W), labels int64 (B, H, W).
+    """Batches of this process without end: images float32 (B, 3, H, W), labels int64 (B, H, W), and which pairs.
 
-    paddleseg's own way: a sampler that shuffles by the number of the epoch, and loader processes if asked for.
+    paddleseg's own way: a sampler that shuffles by the number of the epoch, and loader processes if asked for. Without
+    them a thread prepares batches ahead: paddle's own would wait for ever after an error in a picture.
 
     Raises:
-        UserError: There are fewer pictures than one batch of all processes takes.
+        UserError: There are fewer pictures than one batch of all processes takes; from iteration: a picture or label
+            that cannot be used, a loader process that has ended, or a batch that has not come after `HANGS_AFTER` s.
     """
     sampler = paddle.io.DistributedBatchSampler(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
     if len(sampler) == 0:
         raise UserError(f"{len(dataset)} training pictures are less than one batch: lower the batch size")
-    loader = paddle.io.DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, return_list=True, worker_init_fn=worker_init_fn
-    )
-    while True:
-        for batch in loader:
-            yield batch["img"], batch["label"].astype("int64")
+    threads = Threads(1)
+    try:
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            order = list(sampler)
+            sampler.set_epoch(epoch)
+            prepared = map(partial(_load, dataset), order)
+            if num_workers:
+                loader = paddle.io.DataLoader(
+                    dataset, batch_sampler=sampler, num_workers=num_workers, worker_init_fn=worker_init_fn
+                )
+                prepared = _from_processes(iter(loader), len(order))
+            yield from _in_time(threads, prepared, order, dataset)
+    finally:
+        threads.stop()
+
+
+def _load(dataset: paddle.io.Dataset, indices: list[int]) -> dict[str, np.ndarray]:
+    samples = [dataset[index] for index in indices]
+    return {name: np.stack([sample[name] for sample in samples]) for name in ("img", "label")}
+
+
+def _from_processes(loaded: Iterator[dict], count: int) -> Iterator[dict]:
+    for _ in range(count):
+        try:
+            yield next(loaded)
+        except (RuntimeError, SystemError, StopIteration) as error:
+            raise _loader_failure(error) from None
+
+
+@contextmanager
+def loader_failures_explained() -> Iterator[None]:
+    """Where the batches are used: paddle raises there, from a signal handler, when a loader process dies.
+
+    Raises:
+        UserError: It has.
+    """
+    try:
+        yield
+    except SystemError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise _loader_failure(error) from None
+
+
+def _loader_failure(error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"a loader process has ended ({reason}): is there enough memory? --num_workers 0 does without")
+
+
+def _in_time(
+    threads: Threads, prepared: Iterator[dict], order: list[list[int]], dataset: paddle.io.Dataset
+) -> Iterator[Batch]:
+    """The batches of an epoch, which the thread takes from `prepared`, up to two ahead."""
+    pending = deque(threads.submit(next, prepared) for _ in order[:AHEAD])
+    for number, indices in enumerate(order):
+        if number + AHEAD < len(order):
+            pending.append(threads.submit(next, prepared))
+        future = pending.popleft()
+        try:
+            batch = future.result(HANGS_AFTER)
+        except TimeoutError:
+            if future.done():  # the error is the batch's own
+                raise
+            names = ", ".join(dataset.file_list[index][0] for index in indices)
+            raise UserError(
+                f"{names}: not read in {HANGS_AFTER:g} seconds: is the disk or network drive still there?"
+            ) from None
+        yield paddle.to_tensor(batch["img"]), paddle.to_tensor(batch["label"]).astype("int64"), indices
 
 
 def synthetic_batches(batch_size: int, size: tuple[int, int], num_classes: int, seed: int) -> Iterator[Batch]:
-    """One random batch over and over: what a network takes without any loader. Shapes as `batches`."""
+    """One random batch over and over: what a network takes without any loader. Shapes as `batches`, of no pairs."""
     rng = np.random.default_rng(seed)
     images = paddle.to_tensor(rng.standard_normal((batch_size, 3, *size), dtype=np.float32))
     labels = paddle.to_tensor(rng.integers(0, num_classes, (batch_size, *size)))
     while True:
-        yield images, labels
+        yield images, labels, []
 
 
 def _crop(config: Config) -> dict:

@@ -6,6 +6,7 @@ import time
 
 from common.metrics import ConfusionMatrix
 from common.run_log import Evaluation
+from common.train_stream import require_valid_pixels
 from paddleseg_benchmark.zoo import ZooNetwork
 
 import numpy as np
@@ -46,7 +47,8 @@ def evaluate(zoo_network: ZooNetwork, dataset: paddle.io.Dataset) -> Evaluation:
     if world_size > 1:
         matrix.matrix = _sum_over_processes(matrix.matrix)
         loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
-    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
+    require_valid_pixels(valid_pixels, [label for _, label in dataset.file_list])
+    loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 import os
 import time
@@ -89,7 +90,11 @@ class Training:
         """
         if self.is_main:
             self._start_log()
-        with tqdm(total=self.plan.iters, desc="train", unit="it", disable=None if self.is_main else True) as bar:
+        quiet = None if self.is_main else True
+        with (
+            data.loader_failures_explained(),
+            tqdm(total=self.plan.iters, desc="train", unit="it", disable=quiet) as bar,
+        ):
             self._train(bar)
         zoo_network = self.stepper.zoo_network
         if isinstance(self.stepper, StaticStep):
@@ -114,14 +119,14 @@ class Training:
     def _train(self, bar: tqdm) -> None:
         valid, window = ValidPixels(), _Window()
         ready = time.perf_counter()
-        for step, (images, labels) in zip(range(1, self.plan.iters + 1), self._batches(), strict=False):
+        for step, (images, labels, indices) in zip(range(1, self.plan.iters + 1), self._batches(), strict=False):
             loaded = time.perf_counter()
             if not self.plan.synthetic and valid.labels < 200:
                 valid.look_at(labels.numpy())
             rate = self.stepper.schedule()
             result = self.stepper.run(images, labels)
             if not math.isfinite(result.loss) and not result.skipped:
-                raise UserError(f"loss is {result.loss} at step {step}: lower the learning rate, or check the labels")
+                self._stop_at_nonfinite_loss(step, result.loss, indices)
             done = time.perf_counter()
             window.add(done - ready, loaded - ready, result.skipped)
             bar.update()
@@ -129,6 +134,16 @@ class Training:
                 self._log_window(step, result, rate, window, bar)
                 window = _Window()
             ready = time.perf_counter()
+
+    def _stop_at_nonfinite_loss(self, step: int, loss: float, indices: list[int]) -> None:
+        names = [self.train_set.file_list[index][0] for index in indices]
+        path = self.folder / f"nonfinite_loss_step{step}_rank{dist.get_rank()}.json"
+        with atomic_write(path) as stream:
+            json.dump({"step": step, "loss": str(loss), "images": names}, stream, indent=2)
+        raise UserError(
+            f"loss is {loss} at step {step}: stopped; the batch's pictures are in {path}; lower the learning rate, or "
+            f"look at those pictures"
+        )
 
     def _batches(self) -> Iterator[data.Batch]:
         plan = self.plan

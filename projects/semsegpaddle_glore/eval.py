@@ -24,6 +24,7 @@ from common.labels import IGNORE
 from common.list_dataset import ListDataset, Sample
 from common.metrics import ConfusionMatrix
 from common.run_log import Evaluation, RunLog, print_scores
+from common.train_stream import require_valid_pixels
 from common.typed_config import config_from_text
 from semsegpaddle_glore.checkpoint import read_state, require_classes
 from semsegpaddle_glore.config import (
@@ -82,7 +83,8 @@ def evaluate(
     if world_size > 1:
         matrix.matrix = _sum_over_processes(matrix.matrix)
         loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
-    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
+    require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
+    loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 

@@ -10,8 +10,7 @@ port (CV/SemSegPaddleDG) adds.
 from __future__ import annotations
 
 from common.cli import UserError
-
-import yaml
+from common.strict_yaml import load_yaml
 
 OPTIONS = {
     "TEST.TEST_MODEL": "weights",
@@ -128,9 +127,10 @@ def _yes(key: str, value: str) -> bool:
 def _aux_weight(value: str) -> str:
     """The second of the weights, "[1.0, 0.4]" -> "0.4", or "0.0" without one: the main loss has weight 1 here."""
     try:
-        weights = yaml.safe_load(value)
-    except yaml.YAMLError:
+        weights = load_yaml(value, "MODEL.MULTI_LOSS_WEIGHT")
+    except UserError:
         weights = None
-    if not isinstance(weights, list) or len(weights) not in (1, 2) or weights[0] != 1:
+    is_list = isinstance(weights, list) and all(isinstance(weight, int | float) for weight in weights)
+    if not is_list or len(weights) not in (1, 2) or weights[0] != 1:
         raise UserError(f"MODEL.MULTI_LOSS_WEIGHT is [1.0] or [1.0, AUX], not {value}: the main loss counts once")
     return str(float(weights[1])) if len(weights) == 2 else "0.0"

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.files import atomic_write
+from common.strict_yaml import load_yaml
+from common.typed_config import read_config_text
 
 import numpy as np
-import yaml
 
 FUSED_NAMES = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 """Names of Pascal's that are two words in one; no GloVe file has them."""
@@ -67,10 +68,7 @@ def _read_aliases(path: Path) -> dict[str, str]:
     """Class name to the words to look up instead; empty where there is no such file."""
     if not path.exists():
         return {}
-    try:
-        aliases = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    aliases = load_yaml(read_config_text(path), str(path))
     entries = aliases.items() if isinstance(aliases, Mapping) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(words, str) and _split(words) for name, words in entries):
         raise UserError(f"{path}: must hold a line per class such as 'tvmonitor: tv monitor'")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
 from common.pdparams import read_pdparams
+from common.weight_header import header_from_json
 
 import numpy as np
 import paddle
@@ -45,8 +47,8 @@ class TrainState:
     best_step: int
     config_text: str
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def save_checkpoint(
@@ -71,10 +73,7 @@ def read_state(path: str | os.PathLike) -> TrainState:
         header = file.metadata() or {}
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of stdc_seg (plain weights? give them as model.backbone_weights)")
-    values = json.loads(header["state"])
-    for name in ("class_names", "mean", "std"):
-        values[name] = tuple(values[name])
-    return TrainState(**values)
+    return header_from_json(TrainState, header.get("state"), path)
 
 
 def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str, ...]) -> TrainState:
@@ -104,6 +103,7 @@ def load_optimizer(path: str | os.PathLike, model: nn.Layer, optimizer: paddle.o
     owners = {name.rpartition(".")[0] for name in stored}
     if owners != set(parameters):
         raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
+    _refuse_other_moments(stored, parameters, path)
     state = {}
     for name, value in stored.items():
         owner, _, moment = name.rpartition(".")
@@ -127,21 +127,35 @@ def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
     _fill(backbone, {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}, path)
 
 
+def _refuse_other_moments(
+    stored: dict[str, np.ndarray], parameters: dict[str, paddle.Tensor], path: str | os.PathLike
+) -> None:
+    """Raises UserError unless every parameter has as many moments, each a finite number or one for each weight."""
+    for name, value in stored.items():
+        shape = tuple(parameters[name.rpartition(".")[0]].shape)
+        if tuple(value.shape) not in ((), (1,), shape) or not np.isfinite(value).all():
+            raise UserError(f"{path}: 'optimizer.{name}' is of another shape or not finite: resume from a whole file")
+    if len(set(Counter(name.rpartition(".")[0] for name in stored).values())) > 1:
+        raise UserError(f"{path}: lacks a part of the optimizer's state: resume from a whole file")
+
+
 def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     wanted = model.state_dict()
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unknown:
         raise UserError(
             f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
-            f"{len(unknown)} are not known ({_few(unknown)})"
+            f"{len(unknown)} are not known ({_few(unknown)}): give its own file"
         )
     for name, value in tensors.items():
         if tuple(wanted[name].shape) != value.shape:
-            raise UserError(f"{path}: '{name}' is {value.shape}, the network has {tuple(wanted[name].shape)}")
+            raise UserError(
+                f"{path}: '{name}' is {value.shape}, the network has {tuple(wanted[name].shape)}: give its own file"
+            )
         if value.dtype != np.float32:
             raise UserError(f"{path}: '{name}' is {value.dtype}: convert the weights to float32")
         if not np.isfinite(value).all():
-            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken")
+            raise UserError(f"{path}: '{name}' holds values that are not finite: the weights are broken, take others")
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
 
 
@@ -162,7 +176,10 @@ def _optimizer_tensors(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -
 def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, np.ndarray]:
     with _open(path) as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        try:
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        except TypeError as error:  # NumPy has no bfloat16
+            raise UserError(f"{path}: numbers of a type that is not read ({error}): convert them to float32") from None
 
 
 def _open(path: str | os.PathLike) -> Any:
@@ -172,7 +189,7 @@ def _open(path: str | os.PathLike) -> Any:
         raise UserError(f"no weight file {path}: check the path") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: not a whole safetensors file ({error}): is it truncated, or of another kind?"
+            f"{path}: not a whole safetensors file ({error}): copy it again, or give one of train.py"
         ) from None
 
 

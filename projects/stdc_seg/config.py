@@ -37,6 +37,9 @@ class DataConfig:
     mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1; belongs to backbone_weights
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        _require(min(self.std) > 0, "std", "positive")
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:

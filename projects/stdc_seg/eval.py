@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 from common.cli import run_command
-from common.list_dataset import ListDataset
+from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.run_log import Evaluation, RunLog, print_scores
+from common.train_stream import require_valid_pixels
 from common.typed_config import config_from_text
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config, DataConfig, EvalProtocol
@@ -75,6 +76,9 @@ def evaluate(
     """Evaluates every picture once, shared among the processes of a distributed run; the model's mode is kept.
 
     Labels are never resized. In a distributed run every process gets the result of the whole set.
+
+    Raises:
+        UserError: A picture or label cannot be used, or no pixel of any label counts.
     """
     start = time.perf_counter()
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -85,6 +89,7 @@ def evaluate(
     mine = range(rank, len(dataset), world_size)
     for index in tqdm(mine, desc=description, unit="image", leave=False, disable=None if rank == 0 else True):
         sample = dataset.load(index)
+        require_sides(dataset.pairs[index].image, sample.label.shape, protocol.input_scale * min(protocol.scales))
         image = paddle.to_tensor(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image, sample.label.shape, protocol)
         matrix.update(sample.label, scores.argmax(axis=1)[0].numpy())
@@ -96,7 +101,8 @@ def evaluate(
     if world_size > 1:
         matrix.matrix = _sum_over_processes(matrix.matrix)
         loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
-    loss = float(loss_sum / valid_pixels) if valid_pixels else float("nan")
+    require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
+    loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 
 

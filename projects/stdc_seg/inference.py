@@ -23,6 +23,7 @@ from common.labels import load_custom, voc_colormap
 from common.list_dataset import find_root
 from common.run_log import git_commit
 from common.typed_config import config_from_text
+from common.weight_header import header_from_values
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config
 from stdc_seg.data.dataset import labels_of
@@ -64,8 +65,8 @@ class ModelInfo:
     palette: tuple[tuple[int, int, int], ...]
     channel_order: str
     scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     input_scale: float
 
     def to_texts(self) -> dict[str, str]:
@@ -84,14 +85,16 @@ class ModelInfo:
             raise UserError(f"{where}: holds no metadata of export.py, so mean and std are unknown: export it again")
         try:
             values = {
-                field.name: texts[field.name] if field.type == "str" else _tuples(json.loads(texts[field.name]))
+                field.name: texts[field.name] if field.type == "str" else json.loads(texts[field.name])
                 for field in dataclasses.fields(cls)
             }
-        except (KeyError, json.JSONDecodeError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{where}: its metadata is damaged ({error}): export it again") from None
-        info = cls(**values)
+        info = header_from_values(cls, values, where)
         if info.channel_order != "RGB" or not math.isclose(info.scale * 255, 1):
-            raise UserError(f"{where}: wants {info.channel_order} x {info.scale:g}; this program feeds RGB x 1/255")
+            raise UserError(
+                f"{where}: wants {info.channel_order} x {info.scale:g}; this program feeds RGB x 1/255: export it again"
+            )
         return info
 
 
@@ -140,7 +143,9 @@ class OnnxNetwork:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path}: not an ONNX model that ONNX Runtime can run ({reason})") from None
+            raise UserError(
+                f"{path}: not an ONNX model that ONNX Runtime can run ({reason}): export it again"
+            ) from None
         self.info = ModelInfo.from_texts(self._session.get_modelmeta().custom_metadata_map, path)
 
     def logits(self, images: np.ndarray) -> np.ndarray:

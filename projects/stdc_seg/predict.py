@@ -77,7 +77,9 @@ class Predictor:
         size = image.shape[:2]
         if min(size) * self._protocol.input_scale < 32:
             scale = self._protocol.input_scale
-            raise UserError(f"{size[0]}x{size[1]} pixels x {scale:g} are less than the network's stride of 32")
+            raise UserError(
+                f"{size[0]}x{size[1]} pixels x {scale:g} are less than the network's stride of 32: give larger ones"
+            )
         images = paddle.to_tensor(normalize(image, self.info.mean, self.info.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(self._logits, images, size, self._protocol)
         return scores.argmax(axis=1)[0].numpy().astype(np.uint8)

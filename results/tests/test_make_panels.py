@@ -5,7 +5,7 @@ import json
 from common.cli import UserError
 from common.labels import label_set
 from common.list_dataset import draw_toy
-from results.make_panels import COUNT, LONGEST_SIDE, make_panels
+from results.make_panels import COUNT, LONGEST_SIDE, labels_of, make_panels
 
 import cv2
 import numpy as np
@@ -77,3 +77,8 @@ def test_what_is_missing_is_named(recorded, tmp_path):
     (folder / "best.safetensors").unlink()
     with pytest.raises(UserError, match="best.safetensors is missing"):
         make_panels(folder, root)
+
+
+def test_the_classes_are_those_of_the_form_that_the_embedded_data_was_written_in():
+    assert labels_of("toy").name == "cityscapes"
+    assert labels_of("toy_ade20k_151").num_classes == 151

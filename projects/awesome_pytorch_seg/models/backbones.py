@@ -89,6 +89,9 @@ def load_imagenet_weights(network: nn.Module, path: str) -> None:
     missing = sorted(name for name in wanted.keys() - given.keys() if not name.endswith("num_batches_tracked"))
     unknown = sorted(given.keys() - wanted.keys())
     reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
+    broken = sorted(name for name, value in given.items() if not torch.isfinite(value.float()).all())
+    if broken:
+        raise UserError(f"{path}: '{broken[0]}' holds values that are not finite: the weights are broken, take others")
     for problem, names in (("lacks", missing), ("has besides", unknown), ("has in another shape", reshaped)):
         if names:
             raise UserError(
@@ -111,13 +114,21 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
             return safetensors.torch.load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise UserError(f"{path}: not a whole weight file ({error}): is it truncated?") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a whole weight file ({reason}): copy it again") from None
     except Exception as error:  # pickle's own errors have no common base below Exception
-        raise UserError(f"{path}: holds more than tensors, it is not read ({type(error).__name__})") from None
-    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
+        raise UserError(
+            f"{path}: holds more than tensors, it is not read ({type(error).__name__}): give a state dict"
+        ) from None
+    is_plain = isinstance(stored, dict) and all(isinstance(name, str) for name in stored)
+    if not is_plain or not all(_is_plain_tensor(value) for value in stored.values()):
         raise UserError(f"{path}: is no dictionary of tensors: give a file of weights alone")
     # torchvision's DenseNet files name layers "norm.1" where its code of today says "norm1".
     return {_without_inner_dot(name): value for name, value in stored.items()}
+
+
+def _is_plain_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _without_inner_dot(name: str) -> str:

@@ -140,7 +140,12 @@ def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
     except FileNotFoundError:
         raise UserError(f"no weight file {path}: check the path") from None
     except Exception as error:  # damaged files fail in many ways
-        raise UserError(f"{path}: not a file of weights ({str(error)[:80]}): is it whole, and a state dict?") from None
+        raise UserError(
+            f"{path}: not a file of weights ({' '.join(str(error).split())[:80]}): give a whole state dict"
+        ) from None
+    is_plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not is_plain or not all(_is_plain_tensor(value) for value in tensors.values()):
+        raise UserError(f"{path}: is no dictionary of tensors: give a file of weights alone")
     wanted = backbone.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # old files have none
     tensors = {name: value for name, value in tensors.items() if not name.startswith(CLASSIFIERS)}
@@ -151,7 +156,14 @@ def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
             f"{path}: weights of another backbone: {len(missing)} tensors missing, {len(unknown)} unknown, "
             f"{len(shapes)} of another shape ({', '.join((missing + unknown + shapes)[:3])}, ...): check model.backbone"
         )
+    broken = sorted(name for name, value in tensors.items() if not torch.isfinite(value.float()).all())
+    if broken:
+        raise UserError(f"{path}: '{broken[0]}' holds values that are not finite: the weights are broken, take others")
     backbone.load_state_dict(wanted | tensors)
+
+
+def _is_plain_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:

@@ -1,0 +1,177 @@
+"""What the first bytes of a picture file say, read without decoding: kind, size, and what makes it no single picture.
+
+PNG, JPEG, BMP, TIFF and WebP are read; OpenCV knows more kinds, whose decoders nobody here needs.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from common.cli import UserError
+
+MAX_PIXELS = 2**28
+"""Pictures that claim more pixels are refused before anything is decoded (16384 x 16384)."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_PALETTE = 3
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8", 0xDA
+# Start-of-frame markers C0..CF carry the size; C4, C8 and CC are tables and reserved.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BMP_CORE = 12  # bytes of the oldest header, whose sides have 16 bits
+_TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+_TIFF_SHORT = 3
+_WEBP_ANIMATION = 2
+
+
+class PictureError(UserError):
+    """A picture file that cannot be used; `reason` is the message without the file's name."""
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self):
+        # Exceptions are rebuilt from `args`, which holds the finished message only; worker processes need both parts.
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What the first bytes of a picture say.
+
+    Attributes:
+        kind: "png", "jpeg", "bmp", "tiff" or "webp".
+        size: (height, width) as stored; an EXIF orientation is not applied.
+        bit_depth: Bits per sample of a PNG or JPEG; 8 for others.
+        palette: True for a PNG whose pixels are indices into colours.
+        data_start: Offset of the first chunk (PNG), of the compressed scan (JPEG), or of a TIFF's orientation (0: it
+            has none).
+    """
+
+    kind: str
+    size: tuple[int, int]
+    bit_depth: int = 8
+    palette: bool = False
+    data_start: int = 0
+
+
+def parse_header(data: bytes, path: str | os.PathLike) -> PictureHeader:
+    """Reads the kind and size of a picture from its first bytes, without decoding.
+
+    Args:
+        data: The file, or enough of its beginning.
+        path: The name for errors.
+
+    Raises:
+        PictureError: An empty file, another kind of file, a header that ends early, an animation, no pixels, or more
+            than `MAX_PIXELS`.
+    """
+    if not data:
+        raise PictureError(path, "the file is empty; copy it again")
+    parse, kind = _parser(data)
+    if parse is None:
+        raise PictureError(path, "damaged or not a picture (PNG, JPEG, BMP, TIFF and WebP are read); copy it again")
+    try:
+        header = parse(data, path)
+    except struct.error:  # fewer bytes than a field has
+        header = None
+    if header is None:
+        raise PictureError(path, f"truncated inside the {kind} header; copy it again")
+    height, width = header.size
+    if height * width == 0 or height * width > MAX_PIXELS:
+        raise PictureError(
+            path, f"the header claims {height}x{width} pixels (1 to {MAX_PIXELS} are read); make it smaller"
+        )
+    return header
+
+
+def _parser(data: bytes):
+    """The function that reads such a file's header, and the kind's name; (None, "") for another kind."""
+    if data.startswith(_PNG_SIGNATURE):
+        return _parse_png, "PNG"
+    if data.startswith(_JPEG_START):
+        return _parse_jpeg, "JPEG"
+    if data.startswith(b"BM"):
+        return _parse_bmp, "BMP"
+    if data[:4] in _TIFF_ORDERS:
+        return _parse_tiff, "TIFF"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _parse_webp, "WebP"
+    return None, ""
+
+
+def _parse_png(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        return None
+    width, height, bit_depth, color_type = struct.unpack(">IIBB", data[16:26])
+    position = 33
+    while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IDAT":
+        if data[position + 4 : position + 8] == b"acTL":
+            raise PictureError(path, "an animation; save one of its frames as a picture")
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        position += 12 + length
+    return PictureHeader("png", (height, width), bit_depth, color_type == _PNG_PALETTE, 33)
+
+
+def _parse_jpeg(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+    size, bit_depth, position = None, 8, 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            break
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
+            position += 2
+            continue
+        (length,) = struct.unpack(">H", data[position + 2 : position + 4])
+        if marker in _JPEG_FRAMES and position + 9 <= len(data):
+            bit_depth, *size = struct.unpack(">BHH", data[position + 4 : position + 9])
+        position += 2 + length
+        if marker == _JPEG_SCAN:
+            break
+    return PictureHeader("jpeg", tuple(size), bit_depth, False, position) if size else None
+
+
+def _parse_bmp(data: bytes, path: str | os.PathLike) -> PictureHeader:
+    (header_bytes,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header_bytes == _BMP_CORE else "<ii", data, 18)
+    return PictureHeader("bmp", (abs(height), abs(width)))  # a negative height: rows from top to bottom
+
+
+def _parse_tiff(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+    """Of the first picture of a file of several."""
+    order = _TIFF_ORDERS[data[:4]]
+    (directory,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, directory)
+    values, orientation = {}, 0
+    for start in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", data, start)
+        (values[tag],) = struct.unpack_from(f"{order}{'H' if kind == _TIFF_SHORT else 'I'}", data, start + 8)
+        if tag == _TIFF_ORIENTATION:
+            orientation = start + 8
+    if _TIFF_WIDTH not in values or _TIFF_HEIGHT not in values:
+        return None
+    return PictureHeader("tiff", (values[_TIFF_HEIGHT], values[_TIFF_WIDTH]), data_start=orientation)
+
+
+def _parse_webp(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        flags, *sides = struct.unpack_from("<B3xHBHB", data, 20)  # width - 1 and height - 1 of 24 bits each
+        if flags & _WEBP_ANIMATION:
+            raise PictureError(path, "an animation; save one of its frames as a picture")
+        width, height = (low + (high << 16) + 1 for low, high in (sides[:2], sides[2:]))
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        return None
+    return PictureHeader("webp", (height, width))

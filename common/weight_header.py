@@ -1,0 +1,75 @@
+"""What a weight file says besides tensors: JSON in its header, read into a dataclass and not believed unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import types
+import typing
+from typing import Any, TypeVar
+
+from common.cli import UserError, shown
+
+Header = TypeVar("Header")
+
+
+def header_from_json(header_class: type[Header], text: str | None, where: str | os.PathLike) -> Header:
+    """Reads the JSON of one dataclass; `where` names the file in errors.
+
+    Raises:
+        UserError: No JSON, or see `header_from_values`.
+    """
+    try:
+        values = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:  # TypeError: there is no text
+        raise UserError(f"{where}: its header is damaged ({error}): take another copy of the file") from None
+    return header_from_values(header_class, values, where)
+
+
+def header_from_values(header_class: type[Header], values: Any, where: str | os.PathLike) -> Header:
+    """The same from plain values: lists become tuples.
+
+    Raises:
+        UserError: A field without default is missing, one is not known, or one is not of its type. Whole numbers may
+            not be negative, tuples not be empty and numbers in them not infinite.
+    """
+    kinds = typing.get_type_hints(header_class)
+    if not isinstance(values, dict) or not values.keys() <= kinds.keys():
+        unknown = sorted(values.keys() - kinds.keys()) if isinstance(values, dict) else values
+        raise UserError(
+            f"{where}: its header holds {shown(unknown)}, which is not known: was it written by this version?"
+        )
+    for field in dataclasses.fields(header_class):
+        is_needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.name in values and not _fits(values[field.name], kinds[field.name]):
+            value = shown(values[field.name])
+            raise UserError(f"{where}: its header is damaged: '{field.name}' is {value}: take another copy of the file")
+        if field.name not in values and is_needed:
+            raise UserError(f"{where}: its header is damaged: no '{field.name}': take another copy of the file")
+    return header_class(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of an annotated type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        if not isinstance(value, list):
+            return False
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        finite = all(math.isfinite(item) for item in value if isinstance(item, float))
+        return finite and len(kinds) == len(value) > 0 and all(map(_fits, value, kinds))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if kind is Any:
+        return True
+    if type(value) is int:
+        return kind is float or (kind is int and value >= 0)
+    return type(value) is kind
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
