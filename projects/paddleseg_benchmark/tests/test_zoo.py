@@ -187,7 +187,7 @@ def test_an_unknown_config_gets_the_nearest():
         ("model: {backbone: {pretrained: 'https://host/resnet50.pdparams'}}", "download it yourself"),
         ("model: {type: DeepLabV4}", "DeepLabV4"),
         ("loss: {coef: [1, 1, 1], types: [{type: CrossEntropyLoss}, {type: CrossEntropyLoss}]}", "length of types"),
-        ("model: [", "no config of PaddleSeg"),
+        ("model: [", "not valid YAML"),
     ],
 )
 def test_a_config_that_describes_no_network_is_one_line(tmp_path, change, message):

@@ -33,8 +33,9 @@ SIZE = (96, 192)
 
 
 def run(*words):
-    """Runs the command in this process, with fresh parameter names as in a process of its own."""
+    """Runs the command in this process, with fresh parameter names and paddleseg's log as in a process of its own."""
     with pytest.MonkeyPatch.context() as patch, unique_name.guard():
+        patch.setattr("paddleseg.utils.logger.log_level", 2)  # another project's tests may have been here
         patch.setattr(sys, "argv", ["paddleseg_compat.py", *map(str, words)])
         paddleseg_compat.main()
 
