@@ -2,16 +2,19 @@
 
     python results/reproduce.py stdc_seg/quickstart_s0_20261121_3c5f26a         # prints the command
     python results/reproduce.py stdc_seg/quickstart_s0_20261121_3c5f26a --run   # runs it, compares every digit
+    python results/reproduce.py stdc_seg/quickstart_s0_20261121_3c5f26a --run --at-commit   # with the run's own code
 
 A row is named project/run, or by the run alone, or project/config. The command trains from the run's stored config, so
 it holds whatever the config files say today. With --run the scores of every evaluation and the logged losses are
 compared with the stored ones. On the same kind of machine (processor, device, threads, versions of the packages) they
-must agree to the digit, else the exit status is 1; on another kind the difference is shown.
+must agree to the digit, else the exit status is 1; on another kind the difference is shown. Where the code has changed
+its digits on purpose since (CHANGELOG.md), --at-commit trains with the code of the run's commit, checked out apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import shlex
@@ -19,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.cli import UserError, run_command
@@ -39,7 +42,10 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", metavar="ROW", help="project/run, run, or project/config")
     parser.add_argument("--run", action="store_true", help="train and compare, do not only print the command")
+    parser.add_argument("--at-commit", action="store_true", help="with --run: use the code of the run's commit")
     args = parser.parse_args(words)
+    if args.at_commit and not args.run:
+        parser.error("--at-commit goes with --run")
     row = find_row(args.row, root)
     if not row.runs:
         print(f"not run: {row.hours or 'no hours known'} expected; needs {row.needs}")
@@ -54,7 +60,32 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if not args.run:
         print(recipe(run))
         return 0
-    return _run_and_compare(run, root)
+    if not args.at_commit:
+        return _run_and_compare(run, root)
+    with checked_out(run.env["commit"], root) as code:
+        return _run_and_compare(run, code)
+
+
+@contextlib.contextmanager
+def checked_out(commit: str, root: Path) -> Iterator[Path]:
+    """A folder with the repository at a commit, and its data; it is gone afterwards.
+
+    Raises:
+        UserError: The repository does not have the commit.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        code = Path(scratch) / "code"
+        git = ["git", "-C", str(root), "worktree"]
+        done = subprocess.run([*git, "add", "--detach", str(code), commit], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1]
+            raise UserError(f"commit {commit} cannot be checked out ({reason}): fetch it")
+        try:
+            if (root / "data").is_dir() and not (code / "data").exists():
+                (code / "data").symlink_to((root / "data").resolve())
+            yield code
+        finally:
+            subprocess.run([*git, "remove", "--force", str(code)], capture_output=True, check=False)
 
 
 def find_row(word: str, root: Path) -> TableRow:
@@ -123,7 +154,8 @@ def _run_and_compare(run: RecordedRun, root: Path) -> int:
         shutil.copyfile(run.folder / "config.yaml", config)
         command = [sys.executable, "train.py", "--config", str(config), "--output", str(Path(scratch) / "output")]
         print(f"cd projects/{run.project}\n{shlex.join(command)}", flush=True)
-        environment = dict(os.environ)
+        # The code in `root`, also where another checkout is the one that is installed.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "projects")])}
         environment.pop("OMP_NUM_THREADS", None)
         if run.env["threads"]:
             environment["OMP_NUM_THREADS"] = run.env["threads"]

@@ -1,5 +1,6 @@
 """Training a row again, and comparing."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_a_failed_training_is_an_error(retrained):
     (root / "projects/stdc_seg/train.py").write_text("raise SystemExit(3)")
     with pytest.raises(UserError, match="training quickstart_s0_20261121_0123456 again failed"):
         main(["stdc_seg/quickstart", "--run"], root)
+
+
+def test_with_the_code_of_the_runs_commit_though_it_has_changed_since(retrained, capsys):
+    root, again = retrained
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "as it was"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    env = root / "results/runs/stdc_seg" / again.name / "env.json"
+    env.write_text(json.dumps(json.loads(env.read_text()) | {"commit": commit}))
+    (root / "projects/stdc_seg/train.py").write_text("raise SystemExit(3)")
+    assert main(["stdc_seg/quickstart", "--run", "--at-commit"], root) == 0
+    assert "every score and loss agrees to the digit" in capsys.readouterr().out
+    worktrees = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(worktrees.splitlines()) == 1
+    env.write_text(env.read_text().replace(commit, "f" * 40))
+    with pytest.raises(UserError, match="commit f{40} cannot be checked out .*: fetch it"):
+        main(["stdc_seg/quickstart", "--run", "--at-commit"], root)
 
 
 def test_the_printed_commands_train_from_the_stored_config(retrained):
