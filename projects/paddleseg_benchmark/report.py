@@ -1,7 +1,10 @@
-"""A measured matrix as a table and two pictures: python report.py [DIR].
+"""A measured matrix as a table and two pictures.
 
-Reads DIR/matrix.csv and DIR/env.json as run_matrix.py writes them (default: the newest folder in
-results/benchmarks/paddleseg_benchmark) and writes report.md, speedup.png and memory.png beside them.
+    python report.py                       # the newest matrix in results/benchmarks/paddleseg_benchmark
+    python report.py output/matrix_cpu
+
+Reads DIR/matrix.csv and DIR/env.json as run_matrix.py writes them, and writes report.md, speedup.png and memory.png
+beside them.
 
 A speed-up is images/s over those of the same network in paddleseg, fp32, NCHW, dynamic graph, synthetic pictures, at
 the smallest batch size of the matrix. Cells without numbers are listed with their reason.
@@ -9,14 +12,13 @@ the smallest batch size of the matrix. Cells without numbers are listed with the
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "paddleseg_benchmark"
@@ -75,7 +77,8 @@ def variant(row: Row) -> str:
 def markdown(rows: Sequence[Row], env: Mapping[str, Any]) -> str:
     """The report: how it was measured, the cells with numbers, the cells without."""
     sizes = ", ".join(sorted({f"{row['height_px']}x{row['width_px']}" for row in rows}))
-    versions = ", ".join(f"{name} {version}" for name, version in env["packages"].items() if version)
+    packages = env["packages"] | env.get("peer_packages", {})
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     where = env["cpu"] if env["device"] == "cpu" else env["device"]
     on_gpu = any(row["memory_kind"] == "gpu" for row in rows)
     memory = "was allocated on the GPU" if on_gpu else "the process held, libraries included"
@@ -242,8 +245,8 @@ def newest(folder: Path) -> Path:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default: the newest recorded matrix")
+    parser = CommandParser(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="folder of a matrix (default: the newest)")
     folder = parser.parse_args().folder or newest(RESULTS)
     write_report(folder)
     print(f"written: {folder}/report.md and its pictures")
