@@ -1,4 +1,6 @@
-"""How fast label files are scanned beside `cv2.imread` alone, on all cores: python ci/benchmark_label_scan.py.
+"""How fast label files are scanned beside `cv2.imread` alone, on all cores.
+
+    python ci/benchmark_label_scan.py --files 400
 
 Both run in the same warm processes on the same files, in turn; the figures are medians over the rounds. Exit status 1
 where the scan (what `create_dataset_list.py stats` and `check` do with a label) is slower than 80 % of reading alone.
@@ -6,7 +8,6 @@ where the scan (what `create_dataset_list.py stats` and `check` do with a label)
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import statistics
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.cpu import physical_cores
 from common.label_scan import scan_label
 
@@ -28,9 +29,11 @@ REQUIRED_PERCENT = 80
 
 def main() -> int:
     """Runs the comparison; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=200, help="how many 1024x2048 labels (default 200)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default 5)")
+    parser = CommandParser(__doc__)
+    parser.add_argument(
+        "--files", type=int, default=200, metavar="N", help="how many labels of 1024x2048 pixels (default: 200)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is measured (default: 5)")
     args = parser.parse_args()
     if args.files < 1 or args.rounds < 1:
         raise UserError("--files and --rounds must be at least 1")

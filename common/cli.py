@@ -1,13 +1,14 @@
-"""How every command of the repository ends: quietly, or with one line that says what, where and what to do."""
+"""How every command of the repository speaks: one kind of --help; a mistake is one line: what, where, what to do."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -23,6 +24,35 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     nearest = get_close_matches(name, valid, n=1, cutoff=0.6)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"{hint}valid: {', '.join(valid)}"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The words of a command: its help is the module's docstring as it stands, examples included.
+
+    A mistake in the words is one line with the nearest valid name, and status 2.
+
+    Args:
+        description: The module's docstring.
+        more: Passed on to `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, description: str, **more: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with one line; `argparse` calls it."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            nearest = get_close_matches(word.partition("=")[0], self._option_string_actions, n=1, cutoff=0.6)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            message = f"{word} is no option: {hint}see {self.prog} --help"
+        sys.exit(_fail(message, status=2))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            valid = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(action, f"{shown(value)}: {did_you_mean(str(value), valid)}")
 
 
 def shown(value: object) -> str:

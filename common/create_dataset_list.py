@@ -1,14 +1,16 @@
 """Makes the image/label lists of a data set; checks them; counts their classes.
 
-python common/create_dataset_list.py cityscapes                    # data/cityscapes -> train.txt val.txt test.txt ...
-python common/create_dataset_list.py cityscapes DIR --convert      # writes missing labelTrainIds first
-python common/create_dataset_list.py ./data/cityscapes/ --type cityscapes --separator ","     # PaddleSeg's spelling
-python common/create_dataset_list.py custom DIR                    # DIR/images/{train,val}, DIR/labels/{train,val}
-python common/create_dataset_list.py custom DIR --csv pairs.csv    # columns image,label and, if you like, split
-python common/create_dataset_list.py check cityscapes [DIR]        # every file opened; exit status 1 on a problem
-python common/create_dataset_list.py check custom DIR --classes classes.yaml
-python common/create_dataset_list.py check my_train.txt my_val.txt --root DIR --classes classes.yaml
-python common/create_dataset_list.py stats cityscapes [DIR] --output classes.csv
+    python common/create_dataset_list.py cityscapes                 # data/cityscapes -> train.txt val.txt test.txt ...
+    python common/create_dataset_list.py cityscapes DIR --convert   # writes missing labelTrainIds first
+    python common/create_dataset_list.py ./data/cityscapes/ --type cityscapes --separator ","     # PaddleSeg's spelling
+    python common/create_dataset_list.py custom DIR                 # DIR/images/{train,val}, DIR/labels/{train,val}
+    python common/create_dataset_list.py custom DIR --csv pairs.csv # columns image,label and, if you like, split
+    python common/create_dataset_list.py check cityscapes [DIR]     # every file opened; exit status 1 on a problem
+    python common/create_dataset_list.py check custom DIR --classes classes.yaml
+    python common/create_dataset_list.py check my_train.txt my_val.txt --root DIR --classes classes.yaml
+    python common/create_dataset_list.py stats cityscapes [DIR] --output classes.csv
+
+A list holds a picture and its label per line, as paths from the data set's folder; every project reads it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, run_command
 from common.dataset_check import check_lists
 from common.dataset_layouts import LAYOUTS, FoundPairs, find_pairs, layout_of
 from common.dataset_list import make_lists
@@ -44,21 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _create(words: list[str]) -> int:
-    parser = _parser("", __doc__)
-    parser.add_argument("dataset", help=f"{', '.join(LAYOUTS)}; or the folder, with --type")
-    parser.add_argument("root", nargs="?", help="the data set's folder (default: data/<data set>)")
-    parser.add_argument("--type", metavar="NAME", help="the data set, when the first word is its folder")
-    parser.add_argument(
-        "--separator", default=",", help=f"{', '.join(SEPARATORS)} or the character itself; default comma"
-    )
-    parser.add_argument(
-        "--labels", metavar="KIND", help="cityscapes: trainIds (default) or labelIds; coco: coco or coco80"
-    )
-    parser.add_argument("--convert", action="store_true", help="write missing label PNGs first (voc_aug, coco: always)")
-    parser.add_argument("--csv", metavar="FILE", help="custom: a table of image,label[,split] instead of folders")
-    parser.add_argument("--classes", metavar="FILE", help="custom --convert: label set with the masks' colours")
-    parser.add_argument("--output", metavar="DIR", help="where the lists go (default: the data set's folder)")
-    parser.add_argument("--overwrite", action="store_true", help="replace lists that are there and differ")
+    parser = CommandParser(__doc__, prog="create_dataset_list.py")
+    data = parser.add_argument_group("data set")
+    data.add_argument("dataset", help=f"{', '.join(LAYOUTS)}; or the folder, with --type")
+    data.add_argument("root", nargs="?", help="the data set's folder (default: data/<data set>)")
+    type_help = "the data set, when the first word is its folder (default: the first word)"
+    data.add_argument("--type", metavar="NAME", help=type_help)
+    csv_help = "custom: a table of image,label[,split] (default: folders images/ and labels/)"
+    data.add_argument("--csv", metavar="FILE", help=csv_help)
+    labels = parser.add_argument_group("labels")
+    kind_help = "cityscapes: trainIds or labelIds; coco: coco or coco80 (default: the first of them)"
+    labels.add_argument("--labels", metavar="KIND", help=kind_help)
+    labels.add_argument("--convert", action="store_true", help="write missing label PNGs first (voc_aug, coco: always)")
+    classes_help = "custom --convert: label set with the masks' colours (default: classes.yaml in the folder)"
+    labels.add_argument("--classes", metavar="FILE", help=classes_help)
+    output = parser.add_argument_group("list files")
+    separator_help = f"{', '.join(SEPARATORS)} or the character itself (default: comma)"
+    output.add_argument("--separator", default=",", metavar="NAME", help=separator_help)
+    output.add_argument("--output", metavar="DIR", help="where the lists go (default: the data set's folder)")
+    output.add_argument("--overwrite", action="store_true", help="replace lists that are there and differ")
     args = parser.parse_args(words)
     dataset, root = (args.type, args.dataset) if args.type else (args.dataset, args.root)
     if args.type and args.root:
@@ -105,8 +111,10 @@ class Target(NamedTuple):
 
 
 def _check(words: list[str]) -> int:
-    parser = _target_parser("check", "Opens every picture and label; exit status 1 if anything is wrong.")
-    parser.add_argument("--fast", action="store_true", help="read only the headers of pictures (labels are read whole)")
+    parser, options = _target_parser("check", "Opens every picture and label; exit status 1 if anything is wrong.")
+    options.add_argument(
+        "--fast", action="store_true", help="read only the headers of pictures (labels are read whole)"
+    )
     args = parser.parse_args(words)
     target = _target(args)
     report = check_lists(
@@ -124,9 +132,12 @@ def _check(words: list[str]) -> int:
 
 
 def _stats(words: list[str]) -> int:
-    parser = _target_parser("stats", "Pixel share, ENet and median-frequency weight of each class, over one list.")
-    parser.add_argument("--split", metavar="NAME", help="which list (default: the first whose name begins with train)")
-    parser.add_argument("--output", metavar="FILE", help="also write the table as CSV")
+    parser, options = _target_parser(
+        "stats", "Pixel share, ENet and median-frequency weight of each class, over one list."
+    )
+    options.add_argument("--split", metavar="NAME", help="which list (default: the first whose name begins with train)")
+    output_help = "also write the table there, as CSV (default: printed only)"
+    options.add_argument("--output", metavar="FILE", help=output_help)
     args = parser.parse_args(words)
     target = _target(args)
     name = args.split or next((name for name in target.lists if name.startswith("train")), next(iter(target.lists)))
@@ -216,24 +227,20 @@ def _label_set(args: argparse.Namespace, of_dataset: str | None, root: Path) -> 
     )
 
 
-def _target_parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = _parser(command, f"{description}\n\n{__doc__}")
-    parser.add_argument("target", nargs="+", help="a data set, with its folder if you like; or list files")
-    parser.add_argument(
-        "--root", metavar="DIR", help="what the paths in list files are relative to (default: their folder)"
-    )
-    parser.add_argument("--classes", metavar="FILE", help="label set YAML (custom: default ROOT/classes.yaml)")
-    parser.add_argument("--type", metavar="NAME", help=f"label set: {', '.join(names())}")
-    parser.add_argument("--labels", metavar="KIND", help="cityscapes: trainIds or labelIds; coco: coco or coco80")
-    return parser
-
-
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"create_dataset_list.py {command}".strip(),
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _target_parser(command: str, description: str) -> tuple[CommandParser, argparse._ArgumentGroup]:
+    """The parser of `check` or `stats`, and the group that takes the options of one of them."""
+    parser = CommandParser(f"{description}\n\n{__doc__}", prog=f"create_dataset_list.py {command}")
+    lists = parser.add_argument_group("lists")
+    lists.add_argument("target", nargs="+", help="a data set, with its folder if you like; or list files")
+    root_help = "what the paths in list files are relative to (default: their folder)"
+    lists.add_argument("--root", metavar="DIR", help=root_help)
+    labels = parser.add_argument_group("labels")
+    labels.add_argument("--classes", metavar="FILE", help="label set YAML (default: ROOT/classes.yaml)")
+    type_help = f"label set (default: the data set's): {', '.join(names())}"
+    labels.add_argument("--type", metavar="NAME", help=type_help)
+    kind_help = "cityscapes: trainIds or labelIds; coco: coco or coco80 (default: the first that is there)"
+    labels.add_argument("--labels", metavar="KIND", help=kind_help)
+    return parser, parser.add_argument_group("what is done")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 from common.cpu import physical_cores
+from common.progress import track
 
 import cv2
-from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,11 +28,11 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], desc
     Args:
         function: A function of a module (it is sent to other processes by name); its first error ends the loop.
         items: What it is called with; each must pickle.
-        description: Stands before the progress bar, which is drawn only on a terminal.
+        description: What the progress is of, see `common.progress`.
     """
     workers = min(physical_cores(), len(items))
     if workers < 2 or len(items) < _FEWEST_FOR_PROCESSES:
-        yield from _progress(map(function, items), len(items), description)
+        yield from track(map(function, items), description, "file", total=len(items))
         return
     chunk = max(1, min(32, len(items) // (4 * workers)))
     # "spawn": a forked copy of a process that already runs OpenCV's or a framework's threads can hang.
@@ -40,7 +40,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], desc
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         results = pool.map(function, items, chunksize=chunk)
         try:
-            yield from _progress(results, len(items), description)
+            yield from track(results, description, "file", total=len(items))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -91,7 +91,3 @@ class Threads:
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)  # the processes already fill the cores
-
-
-def _progress(results: Iterable[Result], total: int, description: str) -> Iterable[Result]:
-    return tqdm(results, total=total, desc=description, unit="file", disable=None)

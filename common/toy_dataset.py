@@ -9,12 +9,11 @@ camvid and custom. The same seed gives the same bytes, and picture i does not de
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 
-from common.cli import UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, run_command
 from common.files import atomic_write
 from common.toy_layouts import WRITERS, Plan
 
@@ -121,14 +120,15 @@ def _require_same(path: Path, marker: dict) -> None:
 
 def main() -> None:
     """Parses the command line and writes the data set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", metavar="LAYOUT", help=", ".join(layouts()))
-    parser.add_argument("root", metavar="ROOT", help="folder to write into")
-    parser.add_argument("--train", type=int, default=200, help="pictures in train (default 200)")
-    parser.add_argument("--val", type=int, default=50, help="pictures in val (default 50)")
-    parser.add_argument("--height", type=int, default=128, help="of the pictures (default 128)")
-    parser.add_argument("--width", type=int, default=256, help="of the pictures (default 256)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument
+    add("layout", metavar="LAYOUT", help=", ".join(layouts()))
+    add("root", metavar="ROOT", help="folder to write into")
+    add("--train", type=int, default=200, metavar="N", help="pictures in train (default: 200)")
+    add("--val", type=int, default=50, metavar="N", help="pictures in val (default: 50)")
+    add("--height", type=int, default=128, metavar="PIXELS", help="of the pictures (default: 128)")
+    add("--width", type=int, default=256, metavar="PIXELS", help="of the pictures (default: 256)")
+    add("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default: 0)")
     args = parser.parse_args()
     size = (args.height, args.width)
     root = write_toy_dataset(args.layout, args.root, args.train, args.val, size, args.seed)

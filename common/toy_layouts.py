@@ -19,6 +19,7 @@ from common.labels import (
     voc_colormap,
 )
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
+from common.progress import track
 from common.toy_canvas import Concept, Scene
 from common.toy_closeups import draw_person, draw_shadows
 from common.toy_coco import annotate, instances_file
@@ -27,7 +28,6 @@ from common.toy_scenes import draw_street
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 C = Concept
 SPLITS = {"train": 0, "val": 1, "test": 2, "train_extra": 3}
@@ -110,8 +110,8 @@ class Plan:
     def scenes(
         self, split: str, count: int, painter: Callable[..., Scene] = draw_street
     ) -> Iterator[tuple[int, Scene]]:
-        """Draws the pictures of a split, with a progress bar."""
-        for index in tqdm(range(count), desc=f"drawing {split}", unit="picture", disable=None):
+        """Draws the pictures of a split, and says how far that is."""
+        for index in track(range(count), f"drawing {split}", "image"):
             yield index, self.draw(split, index, painter)
 
     def put(self, name: str, data: bytes | str) -> None:

@@ -9,13 +9,12 @@ is shown: pictures of other data sets are not ours to publish.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import LabelSet, label_set
 from common.list_dataset import ListDataset, Sample, find_root
@@ -33,7 +32,7 @@ LONGEST_SIDE = 320  # pixels in the page
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder with best.safetensors")
     args = parser.parse_args()
     written = make_panels(args.run, ROOT)

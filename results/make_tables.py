@@ -13,12 +13,11 @@ tables/, curves/, speed.md, site/index.html, and the tables between the marks in
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.parallel import parallel_map
 from results.curve_drawing import Spec, curve_spec, draw_all, is_up_to_date
@@ -28,7 +27,7 @@ from results.page import build_page
 from results.paper_numbers import read_numbers
 from results.recorded_runs import RecordedRun, read_runs
 from results.speed_table import speed_page
-from results.table_rows import make_rows
+from results.table_rows import headlines, make_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- results: begin (made by results/make_tables.py) -->\n"
@@ -68,7 +67,7 @@ def build(root: Path) -> Products:
         results / "speed.md": speed_page(results / "benchmarks"),
         page: build_page(rows, results / "panels", previous),
     }
-    readmes = {root / "README.md": readme_table([row for row in rows if row.runs], "", with_project=True)}
+    readmes = {root / "README.md": readme_table(headlines(rows), "", with_project=True)}
     for project in sorted({row.project for row in rows}):
         own = [row for row in rows if row.project == project]
         texts[results / "tables" / f"{project}.md"] = project_page(project, own, set(specs))
@@ -143,7 +142,7 @@ def _check_panels(folder: Path, runs: Sequence[RecordedRun]) -> None:
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--check", action="store_true", help="find stale files, write nothing")
     args = parser.parse_args(words)
     products = build(root)

@@ -8,12 +8,11 @@ repository builds, by whatever code the number was reached.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from functools import lru_cache
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 
 FILE = Path(__file__).with_name("paper_numbers.csv")
@@ -67,7 +66,7 @@ def is_from_memory(row: Row) -> bool:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("reference", type=Path, metavar="REFERENCE.csv", help="the larger collection")
     args = parser.parse_args()
     rows = [row for row in read_numbers(args.reference) if is_ours(row)]

@@ -10,7 +10,6 @@ repository does not have. `--unknown-code` takes such a run all the same; its en
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import re
 import shutil
@@ -18,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.run_log import read_run, run_id
 from results.recorded_runs import EVAL_FILES, RUN_FILES, RecordedRun, read_recorded
 
@@ -29,7 +28,7 @@ TRAIN_COLUMNS = ("step", "loss", "learning_rate", "step_time_s")  # those that e
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder that train.py left")
     parser.add_argument("--unknown-code", action="store_true", help="take it though its code cannot be looked up")
     args = parser.parse_args()

@@ -13,7 +13,6 @@ its digits on purpose since (CHANGELOG.md), --at-commit trains with the code of 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import os
@@ -25,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.run_log import read_run
 from results.experiments import read_experiments
 from results.paper_numbers import read_numbers
@@ -39,7 +38,7 @@ NOT_SCORES = ("seconds",)
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("row", metavar="ROW", help="project/run, run, or project/config")
     parser.add_argument("--run", action="store_true", help="train and compare, do not only print the command")
     parser.add_argument("--at-commit", action="store_true", help="with --run: use the code of the run's commit")

@@ -127,6 +127,19 @@ def make_rows(
     return rows
 
 
+def headlines(rows: Iterable[TableRow]) -> list[TableRow]:
+    """One row per project: that of the widest scope, among equals the highest mIoU; where nothing ran, the first."""
+    by_project: dict[str, list[TableRow]] = {}
+    for row in rows:
+        by_project.setdefault(row.project, []).append(row)
+    return [min(own, key=_headline_key) for _, own in sorted(by_project.items())]
+
+
+def _headline_key(row: TableRow) -> tuple[bool, int, float]:
+    """What sorts a project's headline first."""
+    return (not row.runs, SCOPE_ORDER[row.scope], -row.best.mean if row.best else 0.0)
+
+
 def _groups(runs: Iterable[RecordedRun]) -> list[list[tuple[RecordedRun, Series]]]:
     """What stands in one row: the same experiment on the same split under the same protocol, one run for each seed.
 

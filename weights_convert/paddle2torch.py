@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from weights_convert.archs import Arch, find_arch
 from weights_convert.conversion import Conversion, Options, check_tensors, read_paddle_weights, start
 from weights_convert.output import TORCH_OUT_SUFFIXES, left_out_path, require_out, write_proven
@@ -79,14 +79,17 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", required=True, metavar="NAME", help="what the weights are of (see torch2paddle.py)")
-    parser.add_argument("--weights", required=True, type=Path, metavar="FILE", help="Paddle weights")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=", ".join(TORCH_OUT_SUFFIXES))
-    parser.add_argument("--source", metavar="NAME", help="whose names the result has (default: the first in the list)")
-    parser.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="the proof's real picture (default: data/camvid)")
-    parser.add_argument("--licence", metavar="TEXT", help="of the weights, for the card")
+    parser = CommandParser(__doc__)
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--arch", required=True, metavar="NAME", help="what the weights are of (see torch2paddle.py)")
+    weights.add_argument("--weights", required=True, type=Path, metavar="FILE", help="Paddle weights")
+    weights.add_argument("--source", metavar="NAME", help="whose names the result has (default: the list's first)")
+    proof = parser.add_argument_group("proof")
+    proof.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
+    proof.add_argument("--picture", type=Path, metavar="FILE", help="its real picture (default: one of data/camvid)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, type=Path, metavar="FILE", help=", ".join(TORCH_OUT_SUFFIXES))
+    output.add_argument("--licence", metavar="TEXT", help="of the weights, for the card (default: not known)")
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from weights_convert.archs import Arch, all_archs, find_arch
 from weights_convert.conversion import (
     Conversion,
@@ -200,20 +200,25 @@ def _triple(values: list[float] | None) -> tuple[float, ...] | None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", metavar="NAME", help="what the weights are of; without it: the list")
-    parser.add_argument("--weights", metavar="FILE", help="PyTorch weights, or the word random")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=".pdparams, .safetensors, or a name for both")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="a Paddle file to prove, instead of writing one")
-    parser.add_argument("--all", action="store_true", help="prove everything in the list")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="with --all: writes proofs.csv and env.json there")
-    parser.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
-    parser.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="the proof's real picture (default: data/camvid)")
+    parser = CommandParser(__doc__)
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--arch", metavar="NAME", help="what the weights are of (default: none, prints the list)")
+    weights.add_argument("--weights", metavar="FILE", help="PyTorch weights, or the word random; no default")
+    weights.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
     for name in ("mean", "std"):
         text = f"{name} of the weights' pictures, scaled to 0..1 (default: the published weights')"
-        parser.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
-    parser.add_argument("--licence", metavar="TEXT", help="of the weights, for the card")
+        weights.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
+    proof = parser.add_argument_group("proof")
+    proof.add_argument("--all", action="store_true", help="prove everything in the list")
+    proof.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
+    proof.add_argument("--picture", type=Path, metavar="FILE", help="its real picture (default: one of data/camvid)")
+    proof.add_argument("--check", type=Path, metavar="FILE", help="a Paddle file to prove (default: one is written)")
+    output = parser.add_argument_group("output")
+    suffixes = ".pdparams, .safetensors, or a name for both (default: no file, the proof alone)"
+    output.add_argument("--out", type=Path, metavar="FILE", help=suffixes)
+    report = "with --all: proofs.csv and env.json go there (default: printed only)"
+    output.add_argument("--report", type=Path, metavar="DIR", help=report)
+    output.add_argument("--licence", metavar="TEXT", help="of the weights, for the card (default: not known)")
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.cli import UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, run_command
 from common.files import atomic_write
 
 FOLDER = Path(__file__).resolve().parent
@@ -75,11 +75,11 @@ def _file_of(name: str) -> Path:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("tests", nargs="*", metavar="NAME", help="kill, disk_full, numbers ... (default: all)")
     parser.add_argument("--quick", action="store_true", help="leave out what is marked slow")
     parser.add_argument("--minutes", type=float, default=0.2, metavar="N", help="of each fuzz test (default: 0.2)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there too (default: printed only)")
     return parser.parse_args()
 
 

@@ -4,7 +4,7 @@ import pickle
 import subprocess
 import sys
 
-from common.cli import UserError, did_you_mean
+from common.cli import CommandParser, UserError, did_you_mean
 from common.cpu import configure_cpu, physical_cores
 from common.files import atomic_write, sha256_of
 from common.pdparams import read_pdparams
@@ -152,3 +152,22 @@ def test_other_pdparams_are_refused(tmp_path, content):
         read_pdparams(tmp_path / "w.pdparams")
     with pytest.raises(UserError, match="no weight file"):
         read_pdparams(tmp_path / "none.pdparams")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--weights x --formats onx", "argument --formats: 'onx': did you mean 'onnx'? valid: paddle, onnx"),
+        ("--weights x --wieghts=x", "--wieghts=x is no option: did you mean --weights? see export.py --help"),
+        ("--weights x --zzz 1", "--zzz is no option: see export.py --help"),
+        ("--formats onnx", "the following arguments are required: --weights"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line_with_the_nearest_name(words, message, capsys):
+    parser = CommandParser("Exports.", prog="export.py")
+    parser.add_argument("--formats", choices=["paddle", "onnx"])
+    parser.add_argument("--weights", required=True)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words.split())
+    captured = capsys.readouterr()
+    assert (ended.value.code, captured.out, captured.err) == (2, "", f"error: {message}\n")

@@ -5,7 +5,7 @@ import dataclasses
 from results.experiments import Experiment, PaperKey, ReferenceEntry
 from results.paper_numbers import COLUMNS
 from results.recorded_runs import read_recorded
-from results.table_rows import make_rows
+from results.table_rows import headlines, make_rows
 
 import pytest
 from results_tree import PROTOCOL, write_evaluations, write_run
@@ -136,3 +136,18 @@ def test_embedded_data_is_called_so(tmp_path):
     rows = rows_of(write_run(tmp_path / "a"), write_run(tmp_path / "b", config="other", dataset="ade20k"))
     assert [row.data for row in rows] == ["embedded data (ade20k)", "embedded data"]
     assert rows[0].comparison_text == ("not comparable: embedded data",)
+
+
+def test_a_headline_is_the_widest_run_and_the_best_of_those(tmp_path):
+    smoke = write_run(tmp_path / "a", config="small", scores=(90.0,))
+    low = write_run(tmp_path / "b", config="low", scope="reduced", scores=(40.0,))
+    high = write_run(tmp_path / "c", config="high", scope="reduced", scores=(50.0,))
+    other = write_run(tmp_path / "d", project="encnet_single_gpu", config="small", scores=(10.0,))
+    missing = dataclasses.replace(EXPERIMENT, project="semsegpaddle_glore")  # full, but nothing ran
+    rows = rows_of(smoke, low, high, other, experiment=missing)
+    chosen = [(row.project, row.config, bool(row.runs)) for row in headlines(rows)]
+    assert chosen == [
+        ("encnet_single_gpu", "small", True),
+        ("semsegpaddle_glore", "quickstart", False),
+        ("stdc_seg", "high", True),
+    ]
