@@ -86,7 +86,7 @@ def make_lists(
             raise UserError(
                 f"{', '.join(in_the_way)}: there already, and different; --overwrite replaces, or choose --output"
             )
-    for name, path in files.items():
+    for name, path in reversed(files.items()):  # train.txt last: where it is, all are, whenever this was killed
         with atomic_write(path) as stream:
             stream.write(texts[name])
     return MadeLists(found, files, converted)

@@ -11,6 +11,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+from common.files import atomic_write
 from common.list_dataset import draw_toy
 from common.list_file import read_list
 from common.picture_files import read_label
@@ -117,6 +118,7 @@ def test_list_writing(kills, tmp_path, tried):
 
 DRAW = """
 import sys
+from common.files import atomic_write
 from common.list_dataset import draw_toy
 def main():
     draw_toy("cityscapes", sys.argv[1], 3, 2, (64, 128))
@@ -146,12 +148,22 @@ def test_drawing_the_embedded_data(kills, tmp_path, tried):
     killer.close()
 
 
-def test_drawing_goes_on_where_only_the_first_list_was_written(tmp_path):
-    draw_toy("cityscapes", tmp_path, 3, 2, (64, 128))
-    whole = below(tmp_path)
-    (tmp_path / "val.txt").unlink()
-    draw_toy("cityscapes", tmp_path, 3, 2, (64, 128))
-    assert below(tmp_path) == whole
+@pytest.mark.parametrize("written", range(6))
+def test_drawing_goes_on_wherever_the_writing_of_lists_ended(written, tmp_path, monkeypatch):
+    draw_toy("cityscapes", tmp_path / "whole", 3, 2, (64, 128))
+    files = []
+
+    def write(path):
+        if len(files) == written:
+            raise KeyboardInterrupt
+        files.append(path)
+        return atomic_write(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("common.dataset_list.atomic_write", write)
+        draw_toy("cityscapes", tmp_path / "cut", 3, 2, (64, 128))
+    draw_toy("cityscapes", tmp_path / "cut", 3, 2, (64, 128))
+    assert below(tmp_path / "cut") == below(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kills", COUNTS)
