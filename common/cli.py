@@ -6,9 +6,11 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
+
+LONGEST_ERROR = 4000  # characters
 
 
 class UserError(ValueError):
@@ -39,14 +41,19 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, description: str, **more: Any):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Reads the words; see `argparse.ArgumentParser`."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Ends the command with one line; `argparse` calls it."""
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            word = unknown.split()[0]
-            nearest = get_close_matches(word.partition("=")[0], self._option_string_actions, n=1, cutoff=0.6)
+        names = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
+        unknown = [name for name in names if not any(option.startswith(name) for option in self._option_string_actions)]
+        if unknown:  # said first: a word that is missing may be one that was misspelt
+            nearest = get_close_matches(unknown[0], self._option_string_actions, n=1, cutoff=0.6)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
-            message = f"{word} is no option: {hint}see {self.prog} --help"
+            message = f"{unknown[0]} is no option: {hint}see {self.prog} --help"
         sys.exit(_fail(message, status=2))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -96,5 +103,7 @@ def _fail(message: str, status: int = 1) -> int:
     one_line = " ".join(message.split())
     # Names from files may hold what a terminal takes for commands.
     one_line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in one_line)
+    if len(one_line) > LONGEST_ERROR:  # a file can hold names of any length
+        one_line = f"{one_line[: LONGEST_ERROR // 2]} ... {one_line[-LONGEST_ERROR // 2 :]}"
     print(f"error: {one_line}", file=sys.stderr, flush=True)
     return status

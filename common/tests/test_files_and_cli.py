@@ -80,6 +80,11 @@ def test_how_commands_end(body, status, stderr):
     assert (result.returncode, result.stderr) == (status, stderr)
 
 
+def test_an_error_has_a_bound():
+    begin, end = run_main("raise UserError('a' * 9000 + 'z' * 9000)").stderr.split(" ... ")
+    assert (begin, end) == ("error: " + 2000 * "a", 2000 * "z" + "\n")
+
+
 def test_our_own_defects_keep_their_traceback():
     result = run_main("1 / 0")
     assert result.returncode == 1
@@ -158,15 +163,19 @@ def test_other_pdparams_are_refused(tmp_path, content):
     ("words", "message"),
     [
         ("--weights x --formats onx", "argument --formats: 'onx': did you mean 'onnx'? valid: paddle, onnx"),
-        ("--weights x --wieghts=x", "--wieghts=x is no option: did you mean --weights? see export.py --help"),
+        ("--weights x --format=onnx --sise 3", "--sise is no option: did you mean --size? see export.py --help"),
+        ("--wieghts=x", "--wieghts is no option: did you mean --weights? see export.py --help"),
         ("--weights x --zzz 1", "--zzz is no option: see export.py --help"),
         ("--formats onnx", "the following arguments are required: --weights"),
+        ("--weights x stray", "unrecognized arguments: stray"),
+        ("--weights x --size wide", "argument --size: invalid int value: 'wide'"),
     ],
 )
 def test_a_mistake_in_the_words_is_one_line_with_the_nearest_name(words, message, capsys):
     parser = CommandParser("Exports.", prog="export.py")
     parser.add_argument("--formats", choices=["paddle", "onnx"])
     parser.add_argument("--weights", required=True)
+    parser.add_argument("--size", type=int)
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(words.split())
     captured = capsys.readouterr()
