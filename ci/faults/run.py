@@ -1,6 +1,6 @@
 """Tries what RELIABILITY.md promises, and prints what was tried and what held.
 
-    python ci/faults/run.py                          # everything: about an hour and a half on one core
+    python ci/faults/run.py                          # everything: about forty minutes of one core
     python ci/faults/run.py kill disk_full           # test_kill.py and test_disk_full.py
     python ci/faults/run.py --quick                  # the part that the default tests run too: about a minute
     python ci/faults/run.py fuzz --minutes 10        # each reader fuzzed for so long

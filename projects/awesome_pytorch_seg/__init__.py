@@ -1,4 +1,4 @@
-"""Eleven segmentation papers in PyTorch, nine data sets: training, evaluation, demo and export."""
+"""Eleven segmentation papers in PyTorch, eight data sets and your own: training, evaluation, demo and export."""
 
 from common.cpu import configure_cpu
 

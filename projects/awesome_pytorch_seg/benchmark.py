@@ -46,13 +46,13 @@ from typing import Any
 
 from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, serve
 from awesome_pytorch_seg.tables import write_csv
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
+from common.progress import Progress
 from common.run_log import environment
 
 import torch
-from tqdm import tqdm
 
 WARMUP_STEPS = 2
 FAMILIES = {
@@ -125,7 +125,7 @@ def measure(
     workers = list(workers)
     seconds = {(task, worker.network): [] for task in tasks for worker in workers}
     gmacs = {}
-    with tqdm(total=len(seconds) * (WARMUP_STEPS + repeats), desc="benchmark", unit="step", disable=None) as bar:
+    with Progress(len(seconds) * (WARMUP_STEPS + repeats), "benchmark", "step") as bar:
         for task, turn in itertools.product(tasks, range(-WARMUP_STEPS, repeats)):
             for worker in workers if turn % 2 == 0 else reversed(workers):
                 answer = worker.run(task)
@@ -248,16 +248,20 @@ def _device_name() -> str:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="default: both")
-    add("--sizes", nargs="+", type=_size, default=[(256, 512)], metavar="HxW", help="of training pictures")
-    add("--batch", type=_positive, default=2, metavar="N", help="pictures a training step, from 2 (default 2)")
-    add("--inference-size", type=_size, default=(256, 512), metavar="HxW", help="of the picture of a forward")
-    add("--repeats", type=_positive, default=5, metavar="N", help="timed steps (default 5)")
-    threads_help = "CPU threads of each (default: all physical cores, as train.py)"
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="networks (default: both)")
+    sizes_help = "pixels of training pictures, of each size a row (default: 256x512)"
+    add("--sizes", nargs="+", type=_size, default=[(256, 512)], metavar="HxW", help=sizes_help)
+    add("--batch", type=_positive, default=2, metavar="N", help="pictures of a training step, from 2 (default: 2)")
+    inference_help = "pixels of the picture of a forward (default: 256x512)"
+    add("--inference-size", type=_size, default=(256, 512), metavar="HxW", help=inference_help)
+    add("--repeats", type=_positive, default=5, metavar="N", help="timed steps of each (default: 5)")
+    threads_help = "CPU threads of each process (default: all physical cores, as train.py)"
     add("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
-    add("--output", type=Path, metavar="DIR", help="default: output/benchmark_<date>_<time>")
+    add = parser.add_argument_group("data and output").add_argument
+    output_help = "folder for the files (default: output/benchmark_<date>_<time>)"
+    add("--output", type=Path, metavar="DIR", help=output_help)
     args = parser.parse_args()
     if args.batch == 1:
         raise UserError("--batch 1: batch normalisation after global pooling needs at least 2 pictures")

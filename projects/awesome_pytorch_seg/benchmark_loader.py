@@ -29,13 +29,14 @@ from typing import Any
 from awesome_pytorch_seg.config import AugmentConfig, StageConfig
 from awesome_pytorch_seg.data.transforms import augment, normalize
 from awesome_pytorch_seg.tables import write_csv
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.dataset_list import find_pairs
 from common.files import atomic_write
 from common.labels import label_set
 from common.list_dataset import REPOSITORY
 from common.list_file import Pair
 from common.picture_files import read_image, read_label
+from common.progress import track
 from common.run_log import environment
 from common.toy_dataset import write_toy_dataset
 
@@ -44,7 +45,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional
-from tqdm import tqdm
 
 SIZE, BASE, CROP = (1024, 2048), 520, 480
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,7 +116,7 @@ WAYS: dict[str, Way] = {
 def measure(pairs: list[Pair], repeats: int) -> dict[str, list[float]]:
     """Returns way -> CPU seconds a picture, turn by turn; one turn before is warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in tqdm(range(repeats + 1), desc="turns", disable=None):
+    for turn in track(range(repeats + 1), "benchmark", "turn"):
         for name, way in WAYS.items():
             begin = time.process_time()
             for index, pair in enumerate(pairs):
@@ -179,11 +179,13 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="Cityscapes (default: the embedded data)")
-    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="how many (default 16)")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed turns (default 7)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/benchmark_loader_<date>_<time>")
+    parser = CommandParser(__doc__)
+    data_help = "root of Cityscapes (default: the embedded data, drawn at 1024x2048)"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=data_help)
+    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="pictures of a turn (default: 16)")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed turns (default: 7)")
+    output_help = "folder for the files (default: output/benchmark_loader_<date>_<time>)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     args = parser.parse_args()
     if args.pictures < 1 or args.repeats < 1:
         raise UserError("--pictures and --repeats must be at least 1")

@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from awesome_pytorch_seg.data.names import DATASETS
@@ -33,13 +34,13 @@ from awesome_pytorch_seg.inference import (
 )
 from awesome_pytorch_seg.models import ALIASES, MODELS
 from awesome_pytorch_seg.runs import find_weights
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.picture_files import IMAGE_SUFFIXES, read_image
+from common.progress import track
 
 import numpy as np
-from tqdm import tqdm
 
 OVERLAY_OPACITY = 0.5
 
@@ -58,19 +59,21 @@ def split_name(name: str) -> tuple[str, str | None, str]:
     Raises:
         UserError: Its parts are not a network, one of its backbones and a data set.
     """
-    models = sorted([*MODELS, *ALIASES], key=len, reverse=True)  # ocnet_base before ocnet
     datasets = [spelling for dataset in DATASETS for spelling in (dataset.name, *dataset.aliases)]
-    for model in models:
-        for dataset in datasets:
-            if not (name.startswith(f"{model}_") and name.endswith(f"_{dataset}")):
-                continue
-            middle = name[len(model) : -len(dataset)].strip("_")
-            if not middle or middle in MODELS[ALIASES.get(model, model)].backbones:
-                return model, middle or None, dataset
-    raise UserError(
-        f"--model {name}: is no <network>_<backbone>_<data set> such as fcn32s_vgg16_voc or enet_camvid; networks: "
-        f"{', '.join(MODELS)}; data sets: {', '.join(datasets)}"
-    )
+    parts = {
+        "_".join(filter(None, (model, backbone, dataset))): (model, backbone, dataset)
+        for model in (*MODELS, *ALIASES)
+        for backbone in (None, *MODELS[ALIASES.get(model, model)].backbones)
+        for dataset in datasets
+    }
+    if name not in parts:
+        nearest = get_close_matches(name, parts, n=1)
+        hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+        raise UserError(
+            f"--model {name}: is no <network>_<backbone>_<data set> such as fcn32s_vgg16_voc or enet_camvid: {hint}"
+            f"networks: {', '.join(MODELS)}; data sets: {', '.join(datasets)}"
+        )
+    return parts[name]
 
 
 def open_network(weights: Path) -> tuple[Network, ModelInfo]:
@@ -145,7 +148,7 @@ def main() -> None:
     weights = args.weights or find_weights(*split_name(args.model), Path("output"))
     network, info = open_network(weights)
     start = time.perf_counter()
-    for job in tqdm(jobs, desc="predict", unit="image", disable=None):
+    for job in track(jobs, "predict", "image"):
         image = read_image(job.picture)
         try:
             ids = predict_ids(network, info, image)
@@ -161,10 +164,12 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint (.safetensors) or export (.onnx)")
-    which.add_argument("--model", metavar="NAME", help="<network>_<backbone>_<data set>: the latest such run")
+    weights_help = "checkpoint of train.py, .safetensors, or export, .onnx (default: that of --model)"
+    which.add_argument("--weights", type=Path, metavar="FILE", help=weights_help)
+    model_help = "<network>_<backbone>_<data set>: the latest such run under output/ (default: that of --weights)"
+    which.add_argument("--model", metavar="NAME", help=model_help)
     pictures = "pictures and folders"
     parser.add_argument("--input-pic", required=True, type=Path, nargs="+", metavar="PATH", help=pictures)
     outdir = "where results go (default: output/demo)"

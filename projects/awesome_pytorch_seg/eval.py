@@ -27,9 +27,10 @@ from awesome_pytorch_seg.data.transforms import centre_crop, normalize
 from awesome_pytorch_seg.losses import mean_cross_entropy
 from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.runs import find_weights
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
+from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
 from common.train_stream import require_valid_pixels
 
@@ -37,7 +38,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 
 def class_scores(model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol) -> torch.Tensor:
@@ -107,7 +107,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     mine = range(rank, len(dataset), processes.world_size())
-    for index in tqdm(mine, desc=description, unit="image", leave=False, disable=True if rank else None):
+    for index in track(mine, description, "image", keep=False, silent=rank > 0):
         picture, ids, _ = dataset.load(index)
         if protocol.centre_crop is not None:
             picture, ids = centre_crop(picture, ids, protocol.centre_crop)
@@ -165,21 +165,32 @@ def _protocol(args: argparse.Namespace, own: EvalProtocol) -> EvalProtocol:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--weights", metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    for flag in ("--model", "--backbone", "--dataset"):
-        add(flag, help="instead of --weights: the best checkpoint of the latest such run under output/")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    weights_help = "checkpoint of train.py, .safetensors (default: that of the latest run that the next three name)"
+    add("--weights", metavar="FILE", help=weights_help)
+    add("--model", metavar="NAME", help="network of a run under output/ (default: none, --weights is given)")
+    add("--backbone", metavar="NAME", help="its backbone (default: any)")
+    add("--dataset", metavar="NAME", help="data set that it was trained on (default: any)")
+    add = parser.add_argument_group("data and output").add_argument
     add("--data", metavar="DIR", help="root of the data set (default: the run's own)")
-    add("--split", default="val", help="train, val, or the name of another list in the root (default: val)")
-    add("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
-    add("--protocol", choices=list(PROTOCOLS), help="default: the run's; the words below change single points of it")
-    add("--scales", type=float, nargs="+", metavar="S", help="factors on the picture's sides")
+    split_help = "train, val, or the name of another list in the root (default: val)"
+    add("--split", default="val", metavar="NAME", help=split_help)
+    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    add("--output", type=Path, metavar="DIR", help=output_help)
+    add = parser.add_argument_group("protocol").add_argument
+    protocol_help = "how it is measured, but for what the next four change (default: as the run's own validation)"
+    add("--protocol", choices=list(PROTOCOLS), help=protocol_help)
+    scales_help = "factors on the picture's sides, whose results are averaged (default: the protocol's)"
+    add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
     add("--flip", action="store_true", help="average with the mirrored picture")
-    add("--window", type=int, nargs=2, metavar=("H", "W"), help="slide a window over the picture")
-    add("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
-    add("--no-cuda", action="store_true", help="evaluate on the CPU though there is a GPU")
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from old launchers, see flags.py
+    window_help = "slide a window of so many pixels over the picture (default: the protocol's)"
+    add("--window", type=int, nargs=2, metavar=("H", "W"), help=window_help)
+    stride_help = "pixels from window to window (default: two thirds of the window)"
+    add("--stride", type=int, nargs=2, metavar=("H", "W"), help=stride_help)
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--no-cuda", action="store_true", help="use the CPU though there is a GPU")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # see flags.py
     args = parser.parse_args()
     if bool(args.weights) == bool(args.model):
         raise UserError("name what to evaluate: --weights FILE, or --model NAME with --backbone and --dataset")

@@ -16,7 +16,6 @@ takes pictures of the traced size alone, and says so.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -30,7 +29,7 @@ from pathlib import Path
 
 from awesome_pytorch_seg.checkpoint import load_network, read_experiment
 from awesome_pytorch_seg.inference import MIN_SIDE, Network, OnnxNetwork, TorchNetwork, read_checkpoint_info
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | Non
             is what it was.
     """
     config = read_experiment(weights)[1]
-    size = size or config.augment.stages[-1].crop_size
+    size = size or tuple(max(side, MIN_SIDE) for side in config.augment.stages[-1].crop_size)
     is_fixed = config.model.name in FIXED_SIZE_NETWORKS
     if min(size) < MIN_SIDE:
         raise UserError(f"--size {size[0]} {size[1]}: each side must be at least {MIN_SIDE}")
@@ -122,7 +121,7 @@ def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int], is
     free = torch.export.Dim.DYNAMIC
     dynamic = {0: free} if is_fixed else {0: free, 2: free, 3: free}
     # The exporter's advice goes to the log, to standard output and to warnings.
-    for name in ("torch.onnx", "onnx_ir"):
+    for name in ("torch.onnx", "onnx_ir", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -240,10 +239,11 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: <weights>_export beside the weights")
-    size_help = "traced and timed at this size (default: the training crop)"
+    parser = CommandParser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
+    output_help = "folder for model.onnx (default: <name of the weights>_export beside them)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
+    size_help = "height and width in pixels that are traced and timed (default: the last training crop's, 65 at least)"
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     args = parser.parse_args()
     output = args.output or default_folder(args.weights)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from awesome_pytorch_seg.config import Config, config_names
 from awesome_pytorch_seg.data.dataset import open_list, with_root
-from awesome_pytorch_seg.data.names import dataset_name
-from common.cli import UserError
+from awesome_pytorch_seg.data.names import DATASETS, dataset_name
+from awesome_pytorch_seg.models import MODELS
+from common.cli import CommandParser, UserError
 from common.list_dataset import find_root
 
 BASE_CONFIG = "default"  # what --model, --backbone and --dataset start from where configs/ has no file for them
@@ -41,25 +42,14 @@ FLAG_KEYS = {
 
 def parse_args(description: str) -> argparse.Namespace:
     """Reads the command line of train.py; run `--help` for the meaning of its words."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML file, or the name of one in configs/")
-    add("--iters", type=int, metavar="N", help="total updates; warm-up shrinks in proportion")
-    add("--output", "--save-dir", type=Path, default=Path("output"), metavar="DIR", help="for run folders (output)")
-    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation (default: the config's)")
-    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
-    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest"
-    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
-    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
-    add("--amp", choices=["bf16", "fp16"], help="convolutions in this type")
-    add("--channels-last", action="store_const", const="true", help="channels-last memory layout")
-    add("--compile", action="store_const", const="true", help="torch.compile: minutes at the start, faster steps")
-    add("--accumulate", type=int, metavar="N", help="a batch goes through in N parts: less memory")
-    add("--backbone-weights", metavar="FILE", help="local ImageNet weights of the backbone (.safetensors, .pth)")
-    add("--tensorboard", action="store_true", help="writes the curves for TensorBoard too, into the run folder")
-    add("--no-cuda", action="store_true", help="train on the CPU though there is a GPU")
-    _add_flags_of_the_original(parser.add_argument_group("flags of the original project, for single keys"))
-    add("overrides", nargs="*", metavar="key=value", help="change single keys of the config: train.batch_size=4")
+    parser = CommandParser(description)
+    _add_experiment(parser.add_argument_group("experiment"))
+    _add_data_and_output(parser.add_argument_group("data and output"))
+    _add_length(parser.add_argument_group("length and resuming"))
+    _add_speed(parser.add_argument_group("speed and memory"))
+    _add_flags_of_the_original(parser.add_argument_group("flags of the original project"))
+    # What old launchers pass to each process; torchrun and torch.distributed.launch say it in LOCAL_RANK as well.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
     if args.resume and "=" in args.resume and not Path(args.resume).exists():  # `--resume key=value`: no path was meant
         args.overrides.append(args.resume)
@@ -67,24 +57,71 @@ def parse_args(description: str) -> argparse.Namespace:
     return args
 
 
+def _add_experiment(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    config_help = "YAML file, or the name of one in configs/ (default: the one of --model, --backbone and --dataset)"
+    add("--config", metavar="FILE", help=config_help)
+    add("--model", metavar="NAME", help=f"network (default: {DEFAULT_MODEL}): {', '.join(MODELS)}")
+    add("--backbone", metavar="NAME", help="its backbone (default: the network's first)")
+    weights_help = "local ImageNet weights of the backbone, .safetensors or .pth (default: random weights)"
+    add("--backbone-weights", metavar="FILE", help=weights_help)
+    add(
+        "--seed", type=int, metavar="N", help="seed of weights, order, augmentation and dropout (default: the config's)"
+    )
+    overrides_help = "change single keys of the config: train.batch_size=4"
+    add("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+
+
+def _add_data_and_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    names = ", ".join(dataset.name for dataset in DATASETS)
+    add("--dataset", metavar="NAME", help=f"data set (default: {DEFAULT_DATASET}): {names}")
+    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    add("--train-split", metavar="NAME", help="list to train on: train, trainval ... (default: the config's)")
+    output_help = "where run folders go (default: output)"
+    add("--output", "--save-dir", type=Path, default=Path("output"), metavar="DIR", help=output_help)
+    add("--tensorboard", action="store_true", help="write the curves for TensorBoard too, into the run folder")
+
+
+def _add_length(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--iters", type=int, metavar="N", help="updates in all; warm-up shrinks in proportion (default: the config's)")
+    add("--epochs", type=int, metavar="N", help="length in passes over the training pictures (default: --iters)")
+    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
+    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
+    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
+
+
+def _add_speed(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    amp_help = "arithmetic of convolutions (default: the config's; null there is float32)"
+    add("--amp", choices=["bf16", "fp16"], help=amp_help)
+    add("--channels-last", action="store_const", const="true", help="channels-last memory layout")
+    add("--compile", action="store_const", const="true", help="torch.compile: minutes at the start, faster steps")
+    accumulate_help = "a batch goes through in N equal parts: less memory (default: the config's)"
+    add("--accumulate", type=int, metavar="N", help=accumulate_help)
+    workers_help = "threads that prepare batches ahead; 0 prepares each when it is needed (default: the config's)"
+    add("--workers", "-j", type=int, metavar="N", help=workers_help)
+    add("--no-cuda", action="store_true", help="use the CPU though there is a GPU")
+
+
 def _add_flags_of_the_original(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--model", help=f"network (default: {DEFAULT_MODEL})")
-    add("--backbone", help="default: the network's first")
-    add("--dataset", help=f"pascal_voc pascal_aug ade20k citys coco sbu lip camvid (default: {DEFAULT_DATASET})")
-    add("--train-split", metavar="NAME", help="list to train on: train, trainval ... (default: the config's)")
-    add("--base-size", type=int, metavar="N", help="shorter side of the pictures that are scaled")
-    add("--crop-size", type=int, metavar="N", help="side of the crops")
-    add("--epochs", type=int, metavar="N", help="--iters in passes over the training list")
-    add("--batch-size", type=int, metavar="N", help="pictures of an update, of all processes together")
-    for flag in ("--lr", "--momentum", "--weight-decay", "--aux-weight"):
-        add(flag, type=float, metavar="X")
-    add("--warmup-iters", type=int, metavar="N")
-    add("--workers", "-j", type=int, metavar="N", help="threads that prepare batches")
-    add("--aux", action="store_true", help=f"auxiliary loss where the config has none, with weight {AUX_WEIGHT}")
-    add("--use-ohem", nargs="?", const="True", choices=["True", "False"], help="cross entropy over hard pixels")
-    # What old launchers pass to each process; torchrun and torch.distributed.launch say it in LOCAL_RANK as well.
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    batch_help = "pictures of an update, of all processes together (default: the config's)"
+    add("--batch-size", type=int, metavar="N", help=batch_help)
+    base_help = "pixels of a picture's shorter side before random scaling (default: the config's)"
+    add("--base-size", type=int, metavar="N", help=base_help)
+    add("--crop-size", type=int, metavar="N", help="pixels of a crop's sides (default: the config's)")
+    lr_help = "highest learning rate; of the backbone, where there is one (default: the config's)"
+    add("--lr", type=float, metavar="X", help=lr_help)
+    add("--momentum", type=float, metavar="X", help="of SGD (default: the config's)")
+    add("--weight-decay", type=float, metavar="X", help="per update (default: the config's)")
+    warmup_help = "updates in which the rate rises (default: the config's)"
+    add("--warmup-iters", type=int, metavar="N", help=warmup_help)
+    add("--aux", action="store_true", help=f"auxiliary loss with weight {AUX_WEIGHT}")
+    add("--aux-weight", type=float, metavar="X", help="of the auxiliary loss; 0: none (default: the config's)")
+    ohem_help = f"cross entropy over hard pixels, of probability below {OHEM_THRESHOLD} (default: the config's)"
+    add("--use-ohem", nargs="?", const="True", choices=["True", "False"], help=ohem_help)
 
 
 def choose_config(args: argparse.Namespace) -> tuple[str, str]:

@@ -13,7 +13,6 @@ Prints a table and writes overfit.csv into --output (default: output/overfit).
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 import time
@@ -25,12 +24,12 @@ from awesome_pytorch_seg.models import MODELS
 from awesome_pytorch_seg.runs import RunPlan
 from awesome_pytorch_seg.tables import write_csv
 from awesome_pytorch_seg.train import Trainer
-from common.cli import UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, run_command
+from common.progress import track
 
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 SIZE = (128, 192)
 ENOUGH = 0.95
@@ -57,13 +56,7 @@ class Result:
 
 
 def overfit(model: str, iters: int) -> Result:
-    """Trains one network on the picture.
-
-    Raises:
-        UserError: An unknown name.
-    """
-    if model not in MODELS:
-        raise UserError(f"unknown network '{model}': {did_you_mean(model, list(MODELS))}")
+    """Trains one network, a key of `models.MODELS`, on the picture."""
     backbones = MODELS[model].backbones
     backbone = next((name for name in SMALLEST_BACKBONES if name in backbones), None)
     with tempfile.TemporaryDirectory() as folder:
@@ -116,14 +109,18 @@ def table(results: Sequence[Result]) -> str:
 
 def main() -> int:
     """The command. Returns 1 if a network did not learn the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="default: all")
-    parser.add_argument("--iters", type=int, default=300, metavar="N", help="updates at most (default 300)")
-    parser.add_argument("--output", type=Path, default=Path("output/overfit"), metavar="DIR", help="for overfit.csv")
+    parser = CommandParser(__doc__)
+    models_help = f"networks (default: all): {', '.join(MODELS)}"
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME", help=models_help
+    )
+    parser.add_argument("--iters", type=int, default=300, metavar="N", help="updates at most (default: 300)")
+    output_help = "folder for overfit.csv (default: output/overfit)"
+    parser.add_argument("--output", type=Path, default=Path("output/overfit"), metavar="DIR", help=output_help)
     args = parser.parse_args()
     if args.iters < 2:
         raise UserError(f"--iters {args.iters}: at least 2")
-    results = [overfit(model, args.iters) for model in tqdm(args.models, desc="networks", disable=None)]
+    results = [overfit(model, args.iters) for model in track(args.models, "overfit", "network")]
     write_csv(args.output / "overfit.csv", [dataclasses.asdict(result) for result in results])
     print(table(results))
     failed = [result.model for result in results if result.miou_percent < 100 * ENOUGH]

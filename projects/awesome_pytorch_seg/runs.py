@@ -13,8 +13,8 @@ from awesome_pytorch_seg.config import CONFIG_DIR, Config, read_config
 from awesome_pytorch_seg.data.names import dataset_name
 from awesome_pytorch_seg.flags import BASE_CONFIG, apply_flags, choose_config
 from awesome_pytorch_seg.lr_schedule import learning_rate
-from awesome_pytorch_seg.models import ALIASES, MODELS
-from common.cli import UserError, did_you_mean
+from awesome_pytorch_seg.models import ALIASES, choose_backbone
+from common.cli import UserError
 from common.run_log import git_commit, read_run, run_id
 from common.typed_config import config_from_text, read_config_text
 
@@ -115,9 +115,8 @@ def find_weights(model: str, backbone: str | None, dataset: str | None, output: 
         UserError: An unknown name, or there is no such run.
     """
     model = ALIASES.get(model, model)
-    if model not in MODELS:
-        raise UserError(f"unknown network '{model}': {did_you_mean(model, list(MODELS))}")
-    default_backbone = next(iter(MODELS[model].backbones), None)
+    choose_backbone(model, backbone)  # refuses an unknown one
+    default_backbone = choose_backbone(model, None)
     labels = None if dataset is None else dataset_name(dataset).label_set or "custom"
     for path in sorted(output.glob("*/best.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
         if read_run(path.parent).env.get("project") != "awesome_pytorch_seg":

@@ -42,6 +42,7 @@ from awesome_pytorch_seg.runs import RunPlan, plan_run
 from awesome_pytorch_seg.training_log import TrainingLog, describe_run
 from common.cli import UserError, run_command
 from common.files import atomic_write
+from common.progress import Progress
 from common.run_log import TABLE_HEADER, print_scores, read_run, table_row
 from common.train_stream import ValidPixels
 from common.typed_config import config_to_text
@@ -50,7 +51,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -94,30 +94,27 @@ class Trainer:
     def run(self, enough: float = math.inf) -> None:
         """Trains from the current step to the last, or to an mIoU of `enough`; evaluates and saves on the way."""
         train = self.config.train
-        quiet = True if self.log is None else None
-        bar = tqdm(total=train.iters, initial=self.step, desc="train", unit="it", disable=quiet)
         self.model.train()
         valid = ValidPixels()
-        ready = time.perf_counter()
-        for images, label, indices in train_batches(self.train_set, self.config, self.step):
-            loaded = time.perf_counter()
-            valid.look_at(label)
-            row = self._update(images, label, indices)
-            self.step += 1
-            done = time.perf_counter()
-            self.seconds += done - ready
-            self.data_seconds += loaded - ready
-            bar.update()
-            if self.log is not None and (self.step % train.log_every == 0 or self.step == train.iters):
-                epoch = self.step * train.batch_size / len(self.train_set)
-                self.log.step(self.step, epoch, row, done - ready, loaded - ready)
-                shown = {"loss": f"{row['loss']:.3f}", "best_miou": f"{100 * self.best_miou:.2f}%"}
-                bar.set_postfix(**shown, step=f"{done - ready:.2f}s", data=f"{loaded - ready:.2f}s", refresh=False)
-            self._evaluate_and_save(bar)
-            if self.best_miou >= enough:
-                break
+        with Progress(train.iters, "train", "step", done=self.step, silent=self.log is None) as bar:
             ready = time.perf_counter()
-        bar.close()
+            for images, label, indices in train_batches(self.train_set, self.config, self.step):
+                loaded = time.perf_counter()
+                valid.look_at(label)
+                row = self._update(images, label, indices)
+                self.step += 1
+                done = time.perf_counter()
+                self.seconds += done - ready
+                self.data_seconds += loaded - ready
+                bar.show(loss=row["loss"], best_miou_percent=100 * self.best_miou)
+                bar.update()
+                if self.log is not None and (self.step % train.log_every == 0 or self.step == train.iters):
+                    epoch = self.step * train.batch_size / len(self.train_set)
+                    self.log.step(self.step, epoch, row, done - ready, loaded - ready)
+                self._evaluate_and_save(bar)
+                if self.best_miou >= enough:
+                    break
+                ready = time.perf_counter()
         if self.log is not None:
             self.log.close()
 
@@ -184,7 +181,7 @@ class Trainer:
                 f"least 2 per process and part: raise train.batch_size or lower train.accumulate"
             ) from None
 
-    def _evaluate_and_save(self, bar: tqdm) -> None:
+    def _evaluate_and_save(self, bar: Progress) -> None:
         train = self.config.train
         evaluates = self.step % train.eval_every == 0 or self.step == train.iters
         is_best = self._evaluate(bar) if evaluates else False
@@ -196,7 +193,7 @@ class Trainer:
             path = self.plan.folder / "last.safetensors"
             save_checkpoint(path, self.model, self._state(), self.optimizer, self.average)
 
-    def _evaluate(self, bar: tqdm) -> bool:
+    def _evaluate(self, bar: Progress) -> bool:
         """Evaluates, with all processes, and logs it. Returns whether it is the best so far."""
         train, protocol = self.config.train, self.config.eval
         processes.share_buffers(self.evaluated)
@@ -207,9 +204,15 @@ class Trainer:
             self.best_miou, self.best_step = miou, self.step
         if self.log is not None:
             self.log.evaluation(self.step, result)
-            bar.write(
+            bar.event(
                 f"step {self.step}/{train.iters}: val mIoU {100 * miou:.2f} %  loss {result.loss:.4f}  "
-                f"(best {100 * self.best_miou:.2f} % at {self.best_step})"
+                f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
+                step=self.step,
+                total=train.iters,
+                val_miou_percent=100 * miou,
+                val_loss=result.loss,
+                best_miou_percent=100 * self.best_miou,
+                best_step=self.best_step,
             )
             if self.step == train.iters:
                 print_scores(result, self.labels.class_names, protocol, "val")

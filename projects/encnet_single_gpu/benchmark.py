@@ -29,8 +29,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
+from common.progress import track
 from common.run_log import environment
 from encnet_single_gpu.config import LossConfig
 from encnet_single_gpu.losses import SegmentationLoss
@@ -41,7 +42,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 NUM_CLASSES = 150
 PAIRS = {"encnet": "smp.DeepLabV3", "unet": "smp.Unet"}
@@ -108,7 +108,7 @@ def measure(settings: Sequence[Setting], images: torch.Tensor, label: torch.Tens
     clock = time.perf_counter if images.is_cuda else time.process_time
     steps = {setting: make_step(setting, images, label) for setting in settings}
     timings: dict[Setting, list[float]] = {setting: [] for setting in settings}
-    for turn in tqdm(range(repeats + 1), desc="turns", disable=None):
+    for turn in track(range(repeats + 1), "benchmark", "turn"):
         for setting, step in steps.items():
             start = clock()
             step()  # ends with a number on the host, so with the GPU's work done
@@ -203,13 +203,21 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=list(PAIRS), default=list(PAIRS), help="default: both")
-    parser.add_argument("--batch", type=int, default=2, help="pictures of a step (default 2)")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="default 256 256")
-    parser.add_argument("--repeats", type=int, default=5, help="turns after the warm-up (default 5)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the files")
-    return parser.parse_args()
+    parser = CommandParser(__doc__)
+    networks_help = "networks that are timed beside their peers (default: both)"
+    parser.add_argument("--networks", nargs="+", choices=list(PAIRS), default=list(PAIRS), help=networks_help)
+    parser.add_argument("--batch", type=int, default=2, metavar="N", help="pictures of a step, from 2 (default: 2)")
+    size_help = "height and width in pixels, multiples of 16 (default: 256 256)"
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help=size_help)
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns after the warm-up (default: 5)")
+    output_help = "folder for the files (default: output/benchmark_<date>_<time>)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
+    args = parser.parse_args()
+    if args.batch < 2 or args.repeats < 1:
+        raise UserError("--batch must be at least 2 and --repeats at least 1")
+    if min(args.size) < 32 or any(side % 16 for side in args.size):  # smp takes no others
+        raise UserError("--size {} {}: each must be a multiple of 16, from 32".format(*args.size))
+    return args
 
 
 if __name__ == "__main__":

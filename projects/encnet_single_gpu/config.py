@@ -29,7 +29,9 @@ class ModelConfig:
 
     name: str = key("network", "the original")
     backbone: str | None = key("its backbone; null: the network's own default", "papers")
-    backbone_weights: str | None = key("file with ImageNet weights of the backbone; null: random weights")
+    backbone_weights: str | None = key(
+        "local ImageNet weights of the backbone, .safetensors or .pth; null: random weights"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,7 @@ class TrainConfig:
     eval_every: int = key("updates between two validations")
     checkpoint_every: int = key("updates between two checkpoints")
     log_every: int = key("updates between two rows of train.csv")
-    seed: int = key("of weights, order, augmentation and dropout")
+    seed: int = key("seed of weights, order, augmentation and dropout")
 
     def __post_init__(self) -> None:
         for name in ("iters", "batch_size", "eval_every", "checkpoint_every", "log_every"):

@@ -21,9 +21,10 @@ import math
 import time
 from pathlib import Path
 
-from common.cli import run_command
+from common.cli import CommandParser, run_command
 from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
+from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
 from common.train_stream import require_valid_pixels
 from encnet_single_gpu.config import DataConfig
@@ -36,7 +37,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 ENCODING_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 ENCODING_BASE = (520, 480)  # base and crop size in PyTorch-Encoding; other crops keep the proportion
@@ -162,7 +162,7 @@ def evaluate(
     loss_sum, valid_pixels = 0.0, 0
     was_training = model.training
     model.eval()
-    for index in tqdm(range(len(dataset)), desc=description, unit="image", leave=False, disable=None):
+    for index in track(range(len(dataset)), description, "image", keep=False):
         sample = dataset.load(index)
         if protocol.base_size is None:
             require_sides(dataset.pairs[index].image, sample.label.shape, 1.0)
@@ -202,14 +202,14 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    parser = CommandParser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
     parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the run's own)")
-    parser.add_argument(
-        "--split", default="val", help="train, val, or the name of another list in the root (default: val)"
-    )
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="default: ss")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
+    split_help = "train, val, or the name of another list in the root (default: val)"
+    parser.add_argument("--split", default="val", metavar="NAME", help=split_help)
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="how it is measured (default: ss)")
+    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
 
 

@@ -21,7 +21,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write, sha256_of
 from encnet_single_gpu.inference import TrainedNetwork, load_network
 from encnet_single_gpu.models.segnet import Pooling
@@ -188,17 +188,12 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder (default: <weights>_export beside them)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=TRACED_SIZE,
-        metavar=("H", "W"),
-        help=f"height and width in pixels that are traced (default: {TRACED_SIZE[0]} {TRACED_SIZE[1]})",
-    )
+    parser = CommandParser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
+    output_help = "folder for model.onnx (default: <name of the weights>_export beside them)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
+    size_help = "height and width in pixels that are traced (default: {} {})".format(*TRACED_SIZE)
+    parser.add_argument("--size", type=int, nargs=2, default=TRACED_SIZE, metavar=("H", "W"), help=size_help)
     parser.add_argument("--fixed", action="store_true", help="a graph for one picture of this size alone")
     return parser.parse_args()
 

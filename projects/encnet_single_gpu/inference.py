@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 from common.labels import load_custom, voc_colormap
 from common.list_dataset import find_root
@@ -62,11 +61,11 @@ def load_network(weights: str | os.PathLike, class_names: tuple[str, ...] | None
 
 
 def _palette(config: Config, num_classes: int) -> np.ndarray:
-    """The data set's; the VOC bit pattern for a custom set that is not on this machine."""
+    """The data set's; for a custom set that is not on this machine what it has by default."""
     if config.data.dataset != "custom":
         return labels_of(config.data).palette
     root = find_root(config.data.root)
-    classes = None if root is None else Path(root) / "classes.yaml"
+    classes = None if root is None else root / "classes.yaml"
     if classes is None or not classes.is_file():
-        return voc_colormap(num_classes)
+        return voc_colormap()[1 : num_classes + 1]
     return load_custom(classes).palette

@@ -20,20 +20,20 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import label_set
+from common.list_dataset import SMALLEST_SIDE
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.picture_files import IMAGE_SUFFIXES, read_image
+from common.progress import track
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.eval import PROTOCOLS, EvalProtocol, black_of, class_scores
 from encnet_single_gpu.inference import TrainedNetwork, load_network
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-SMALLEST_SIDE = 32  # pixels: the stride of the deepest networks
 OVERLAY_OPACITY = 0.5
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     protocol = EvalProtocol.named(args.protocol, max(network.config.augment.crop_size))
     predictor = Predictor(network, protocol, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     start = time.perf_counter()
-    for job in tqdm(jobs, desc="predict", unit="image", disable=None):
+    for job in track(jobs, "predict", "image"):
         image = read_image(job.picture)
         try:
             ids = predictor.ids(image)
@@ -149,12 +149,14 @@ def _write(target: Path, ending: str, content: bytes) -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
+    parser = CommandParser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
     parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="see eval.py (default: ss)")
-    parser.add_argument("--format", choices=("ids", "dataset"), default="ids", help="default: ids")
+    protocol_help = "how scores are put together, see eval.py --help (default: ss)"
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help=protocol_help)
+    format_help = "ids: three files a picture; dataset: one, with the data set's own values (default: ids)"
+    parser.add_argument("--format", choices=("ids", "dataset"), default="ids", help=format_help)
     return parser.parse_args()
 
 

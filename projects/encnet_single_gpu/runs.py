@@ -1,25 +1,22 @@
-"""What a call of train.py means: the options, which experiment, in which folder, from which checkpoint."""
+"""What a call of train.py means: which experiment, in which folder, from which checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
-import re
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
 from common.run_log import git_commit, run_id
 from common.typed_config import config_from_text, read_config_text
 from encnet_single_gpu.checkpoint import read_state
-from encnet_single_gpu.config import CONFIG_DIR, Config, config_names, options, read_config
+from encnet_single_gpu.config import CONFIG_DIR, Config, options, read_config
 from encnet_single_gpu.data.dataset import open_list, with_root
+from encnet_single_gpu.flags import override_words
 from encnet_single_gpu.lr_schedule import learning_rate
 from encnet_single_gpu.models import backbone_names, model_names
 
-import yaml
-
-RECIPES = ("pspnet", "encnet", "pspnet_paper", "encnet_paper")  # configs that --help shows as defaults
 FREE_ON_RESUME = ("train.iters", "train.micro_batch", "train.num_workers", "train.checkpoint_every")
 # Where a network's paper has another value than the recipe of PSPNet or EncNet.
 OF_NETWORK = {"unetplusplus": {"loss.aux_weight": "1.0"}}
@@ -45,46 +42,6 @@ class RunPlan:
     checkpoint: Path | None
     data_root: str | None
     is_finished: bool = False
-
-
-def parse_args(description: str) -> argparse.Namespace:
-    """The words of train.py's command line; `--help` prints `description` and what each means."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    config_help = f"YAML file, or one of configs/: {', '.join(config_names())} (default: the recipe of --model)"
-    add("--config", metavar="FILE", help=config_help)
-    add("--paper", action="store_true", help="the paper's recipe, its batch through gradient accumulation")
-    add("--background", action="store_true", help="ADE20K with its label 0 as class 0 of 151, not ignored")
-    add("--epochs", type=int, metavar="N", help="total passes over the training pictures, in place of --iters")
-    add("--fit-memory", action="store_true", help="measure how many pictures fit at once and set --micro-batch so")
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go (default output)")
-    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
-    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest"
-    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
-    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
-    add_options(parser)
-    return parser.parse_args()
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for every key of the config, its help made from the key's meaning and the recipes' values."""
-    group = parser.add_argument_group(
-        "options, one for each key of the config",
-        "Defaults are configs/pspnet.yaml for all networks but EncNet, which has encnet.yaml, and with --paper the "
-        "files named *_paper; --config NAME takes another file.",
-    )
-    recipes = {name: yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text(encoding="utf-8")) for name in RECIPES}
-    for option, (key, field) in options().items():
-        default = "default pspnet" if key == "model.name" else _defaults(key, recipes)
-        text = f"{field.metadata['meaning']} ({default}; source: {field.metadata['source']})"
-        if key == "model.name":
-            text += f": {', '.join(model_names())}"
-        words = {"nargs": "?", "const": "true"} if field.type == "bool" else {}
-        if "tuple" in field.type:
-            words = {"nargs": "+"}
-        group.add_argument(f"--{option}", dest=key, metavar=_metavar(field.type), help=text, **words)
 
 
 def plan_run(args: argparse.Namespace) -> RunPlan:
@@ -127,7 +84,7 @@ def _recipe_name(args: argparse.Namespace) -> str:
 
 def _config_of(args: argparse.Namespace, name: str) -> Config:
     """The experiment `name` with the options of the command line put over it."""
-    words = _override_words(args)
+    words = override_words(args)
     config = read_config(name, words)
     if vars(args)["model.name"] is not None:
         words += _words_of_network(args, config)
@@ -144,14 +101,6 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     return read_config(name, words)
 
 
-def _override_words(args: argparse.Namespace) -> list[str]:
-    """The options that were given, as "key=value" with the value in YAML."""
-    given = {key: vars(args)[key] for key, _ in options().values()}
-    if given["augment.crop_size"] and len(given["augment.crop_size"]) == 1:
-        given["augment.crop_size"] *= 2  # square
-    return [f"{key}={_yaml_of(value)}" for key, value in given.items() if value is not None]
-
-
 def _words_of_network(args: argparse.Namespace, config: Config) -> list[str]:
     """What a --model changes in the config that it is put into, unless an option says it."""
     given, model = vars(args), config.model.name
@@ -161,33 +110,6 @@ def _words_of_network(args: argparse.Namespace, config: Config) -> list[str]:
     return words
 
 
-def _yaml_of(value: str | list[str]) -> str:
-    if isinstance(value, str) or value == ["null"]:
-        return "".join(value)
-    return f"[{', '.join(value)}]"
-
-
-def _defaults(key: str, recipes: dict[str, dict]) -> str:
-    """The values of a key in the recipes, once if they agree."""
-    values = {}
-    for name, tree in recipes.items():
-        for part in key.split("."):
-            tree = tree[part]
-        values[name] = "null" if tree is None else str(tree).lower() if isinstance(tree, bool) else str(tree)
-    if len(set(values.values())) == 1:
-        return f"default {values[RECIPES[0]]}"
-    return "default " + ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _metavar(annotation: str) -> str:
-    """How a value of this type is written, for --help."""
-    choices = re.findall(r"'(\w+)'", annotation)  # of a Literal
-    if choices:
-        return "|".join([*choices, "null"] if "None" in annotation else choices)
-    words = {"bool": "true|false", "int": "N", "float": "X"}
-    return next((word for kind, word in words.items() if kind in annotation), "TEXT")
-
-
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
     if checkpoint is None:  # stopped before its first checkpoint
         step, where, text = 0, str(folder / "config.yaml"), read_config_text(folder / "config.yaml")
@@ -195,7 +117,7 @@ def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None
         state = read_state(checkpoint)
         step, where, text = state.step, f"config in {checkpoint}", state.config_text
     stored = config_from_text(Config, text, where)
-    free = [word for word in _override_words(args) if word.split("=")[0] in FREE_ON_RESUME]
+    free = [word for word in override_words(args) if word.split("=")[0] in FREE_ON_RESUME]
     config = config_from_text(Config, text, where, free)
     _refuse_other_experiment(args, text, stored)
     if config.train.iters != stored.train.iters:
@@ -212,7 +134,7 @@ def _refuse_other_experiment(args: argparse.Namespace, text: str, stored: Config
     if args.config is not None or args.paper:
         asked = _config_of(args, _recipe_name(args))
     else:
-        words = _override_words(args)
+        words = override_words(args)
         if args.background:
             words.append(f"data.dataset={WITH_BACKGROUND.get(stored.data.dataset, stored.data.dataset)}")
         asked = config_from_text(Config, text, "this run", words)

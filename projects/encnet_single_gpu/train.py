@@ -22,24 +22,25 @@ from pathlib import Path
 
 from common.cli import UserError, run_command
 from common.files import atomic_write, sha256_of
+from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import ValidPixels
 from common.typed_config import config_to_text
 from encnet_single_gpu.checkpoint import TrainState, load_average, load_model, load_optimizer, save_checkpoint
 from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
 from encnet_single_gpu.eval import EvalProtocol, evaluate
+from encnet_single_gpu.flags import parse_args
 from encnet_single_gpu.losses import Normalisers, SegmentationLoss
 from encnet_single_gpu.lr_schedule import learning_rate
 from encnet_single_gpu.memory import keep_freed_memory, largest_micro_batch, memory_errors_explained, micro_batches
 from encnet_single_gpu.models import build_model
 from encnet_single_gpu.models.backbones import load_backbone
 from encnet_single_gpu.optimizer import WeightAverage, build_optimizer, set_learning_rate
-from encnet_single_gpu.runs import RunPlan, parse_args, plan_run
+from encnet_single_gpu.runs import RunPlan, plan_run
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 LOSS_PARTS = ("seg", "aux", "se")  # 0 where the network has none of it
 TRAIN_COLUMNS = ("step", "epoch", "loss", *LOSS_PARTS, "learning_rate", "grad_norm", "step_time_s", "data_time_s")
@@ -86,7 +87,7 @@ class Trainer:
     def dataset_name(self) -> str:
         """For tables: the embedded data is not what it is in the format of."""
         data = self.config.data
-        return f"toy_{data.dataset}" if data.root == TOY_ROOT else data.dataset
+        return f"toy_{data.dataset}" if (self.plan.data_root or data.root) == TOY_ROOT else data.dataset
 
     def fit_memory(self) -> None:
         """Sets the micro-batch to the largest that memory allows."""
@@ -108,24 +109,24 @@ class Trainer:
                 flush=True,
             )
         self._start_log()
-        bar = tqdm(total=train.iters, initial=self.step, desc="train", unit="it", disable=None)
         self.model.train()
         valid = ValidPixels()
-        ready = time.perf_counter()
-        for images, label, indices in train_batches(self.train_set, self.config, self.step):
-            loaded = time.perf_counter()
-            valid.look_at(label)
-            row = self._update(images, label, indices)
-            self.step += 1
-            done = time.perf_counter()
-            self.seconds += done - ready
-            self.data_seconds += loaded - ready
-            bar.update()
-            if self.step % train.log_every == 0 or self.step == train.iters:
-                self._log_step(row, done - ready, loaded - ready, bar)
-            self._evaluate_and_save(bar)
+        with Progress(train.iters, "train", "step", done=self.step) as bar:
             ready = time.perf_counter()
-        bar.close()
+            for images, label, indices in train_batches(self.train_set, self.config, self.step):
+                loaded = time.perf_counter()
+                valid.look_at(label)
+                row = self._update(images, label, indices)
+                self.step += 1
+                done = time.perf_counter()
+                self.seconds += done - ready
+                self.data_seconds += loaded - ready
+                bar.show(loss=row["loss"], best_miou_percent=100 * self.best_miou)
+                bar.update()
+                if self.step % train.log_every == 0 or self.step == train.iters:
+                    self._log_step(row, done - ready, loaded - ready)
+                self._evaluate_and_save(bar)
+                ready = time.perf_counter()
 
     def _update(self, images: np.ndarray, label: np.ndarray, indices: np.ndarray) -> dict[str, float]:
         """One optimizer step over all micro-batches of a batch. Returns what is logged of it."""
@@ -187,7 +188,7 @@ class Trainer:
                 f"one value per channel: give a --batch-size and --micro-batch that leave no picture alone"
             ) from None
 
-    def _evaluate_and_save(self, bar: tqdm) -> None:
+    def _evaluate_and_save(self, bar: Progress) -> None:
         train, last = self.config.train, self.step == self.config.train.iters
         evaluates = self.step % train.eval_every == 0 or last
         if evaluates:
@@ -248,19 +249,25 @@ class Trainer:
         )
         self.log.start(config_to_text(self.config), env)
 
-    def _log_step(self, row: dict[str, float], step_time: float, data_time: float, bar: tqdm) -> None:
+    def _log_step(self, row: dict[str, float], step_time: float, data_time: float) -> None:
         values = {name: f"{value:.9g}" for name, value in row.items()}
         times = {"step_time_s": f"{step_time:.4f}", "data_time_s": f"{data_time:.4f}"}
         epoch = self.step * self.config.train.batch_size / len(self.train_set)
         self.log.log_train({"step": self.step, "epoch": f"{epoch:.3f}", **values, **times})
-        bar.set_postfix(loss=f"{row['loss']:.3f}", best_miou=f"{100 * self.best_miou:.2f}%", refresh=False)
 
-    def _log_eval(self, result: Evaluation, bar: tqdm) -> None:
+    def _log_eval(self, result: Evaluation, bar: Progress) -> None:
         self.log.log_eval(self.step, "val", str(PROTOCOL), result, self.labels.class_names)
         self.log.draw_curve(f"{self.plan.config_name}, {self.dataset_name} val, {PROTOCOL}")
-        bar.write(
-            f"step {self.step}/{self.config.train.iters}: val mIoU {100 * result.matrix.mean_iou():.2f} %  "
-            f"loss {result.loss:.4f}  (best {100 * self.best_miou:.2f} % at {self.best_step})"
+        miou_percent, iters = 100 * result.matrix.mean_iou(), self.config.train.iters
+        bar.event(
+            f"step {self.step}/{iters}: val mIoU {miou_percent:.2f} %  loss {result.loss:.4f}  "
+            f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
+            step=self.step,
+            total=iters,
+            val_miou_percent=miou_percent,
+            val_loss=result.loss,
+            best_miou_percent=100 * self.best_miou,
+            best_step=self.best_step,
         )
 
     def _stop_at_nonfinite_loss(self, value: float, indices: np.ndarray) -> None:

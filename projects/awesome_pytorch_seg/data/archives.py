@@ -21,8 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from common.cli import UserError
-
-from tqdm import tqdm
+from common.progress import Progress
 
 MAX_MEMBERS = 1_000_000
 """The largest supported set (COCO) has 123 000 files."""
@@ -232,8 +231,7 @@ def _write_all(
         raise UserError(
             f"{archive}: needs {num_bytes / 1e9:.1f} GB below {temporary.parent}, {free / 1e9:.1f} are free"
         )
-    bar = tqdm(total=num_bytes, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None)
-    with bar:
+    with Progress(num_bytes, f"unpack {archive.name}", "B") as bar:
         for member, place in wanted:
             target = temporary / place
             if member.is_folder:

@@ -80,9 +80,8 @@ def train_batches(
     Shapes: yields images float32 (B, 3, h, w), label int64 (B, h, w), pair indices int64 (B,).
 
     Raises:
-        UserError: The processes cannot share a batch equally; the loss weighs another number of classes.
+        UserError: The processes cannot share a batch equally.
     """
-    _refuse_other_weights(dataset, config)
     train, step = config.train, first_step
     while step < train.iters:
         stage, end = config.augment.stage_at(step, train.iters)
@@ -90,15 +89,6 @@ def train_batches(
         ours = (train.batch_size, step, end, train.num_workers, processes.rank(), processes.world_size())
         yield from BatchLoader(stream, *ours)
         step = end
-
-
-def _refuse_other_weights(dataset: ListDataset, config: Config) -> None:
-    weights, labels = config.loss.class_weights, dataset.labels
-    if weights is not None and len(weights) != labels.num_classes:
-        raise UserError(
-            f"loss.class_weights has {len(weights)} weights, the labels of '{labels.name}' have {labels.num_classes} "
-            f"classes: give one for each"
-        )
 
 
 def label_pieces(dataset: ListDataset, config: Config, count: int = 128, side: int = 64) -> Iterator[np.ndarray]:

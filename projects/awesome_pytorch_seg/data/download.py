@@ -1,9 +1,9 @@
 """Fetches a data set and unpacks it to where the list command finds it.
 
-python data/download.py pascal_voc            # also: voc_aug ade20k coco sbu_shadow camvid
-python data/download.py cityscapes            # says what to run with your account; lip: what to fetch with a browser
-python data/download.py coco --root /big/disk/coco
-python data/download.py pascal_voc --mirror http://files.example.org/voc     # the same archives from another place
+    python data/download.py pascal_voc        # also: pascal_aug ade20k coco sbu camvid
+    python data/download.py citys             # says what to run with your account; lip: what to fetch with a browser
+    python data/download.py coco --root /big/disk/coco
+    python data/download.py pascal_voc --mirror http://files.example.org/voc     # the same archives from another place
 
 A second call goes on where the first was stopped, and does nothing when all is there. Archives are removed once they
 are unpacked (--keep-archives keeps them); archives that you put into ROOT/archives yourself are used and kept.
@@ -26,7 +26,7 @@ from awesome_pytorch_seg.data.archives import unpack
 from awesome_pytorch_seg.data.names import DATASETS, dataset_name
 from awesome_pytorch_seg.data.sources import SOURCES, Archive, Source
 from awesome_pytorch_seg.data.transfer import ResumingDownloader
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write, sha256_of
 from common.list_dataset import REPOSITORY
 
@@ -38,7 +38,7 @@ LOCK_FILE = "download_lock.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    args = _parse(argv)
+    args = _parse_args(argv)
     dataset = dataset_name(args.dataset)
     if dataset.name not in SOURCES:
         raise UserError(f"'{args.dataset}' is your own data, nothing to download; known are {', '.join(SOURCES)}")
@@ -55,16 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="download.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser(__doc__, prog="download.py")
     names = ", ".join("/".join((dataset.name, *dataset.aliases)) for dataset in DATASETS if dataset.name in SOURCES)
     parser.add_argument("dataset", help=names)
-    parser.add_argument(
-        "--root", "--download-dir", metavar="DIR", help="the data set's folder (default: data/<name> of the repository)"
-    )
-    parser.add_argument("--mirror", metavar="URL", help="take the archives from below this address")
+    root_help = "root of the data set (default: its folder below data/ of the repository)"
+    parser.add_argument("--root", "--download-dir", metavar="DIR", help=root_help)
+    mirror_help = "take the archives from below this address (default: the makers')"
+    parser.add_argument("--mirror", metavar="URL", help=mirror_help)
     parser.add_argument("--keep-archives", action="store_true", help="do not remove archives after unpacking")
     args = parser.parse_args(argv)
     if args.mirror and not args.mirror.startswith(("http://", "https://")):

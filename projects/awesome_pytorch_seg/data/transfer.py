@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from common.cli import UserError
+from common.progress import Progress
 
 import requests
-from tqdm import tqdm
 
 _TIMEOUT_S = (30, 60)  # to connect (the VOC host takes its time), and between two chunks
 _CHUNK = 2**14  # a break loses what of its chunk had arrived
@@ -83,7 +83,7 @@ class ResumingDownloader:
                 self._remember_version(response)
             with (
                 open(self.part, "ab" if start else "wb") as stream,
-                tqdm(total=total, initial=start, desc=self.part.stem, unit="B", unit_scale=True, disable=None) as bar,
+                Progress(total, f"download {self.part.stem}", "B", done=start) as bar,
             ):
                 for chunk in response.iter_content(_CHUNK):
                     stream.write(chunk)

@@ -29,7 +29,7 @@ from common.cli import UserError, did_you_mean
 
 from torch import nn
 
-__all__ = ["ALIASES", "MODELS", "build_loss", "build_model"]
+__all__ = ["ALIASES", "MODELS", "build_loss", "build_model", "choose_backbone"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +97,33 @@ def build_model(
     """
     entry = _entry(name)
     options = {"num_classes": num_classes}
-    if not entry.backbones and (backbone is not None or backbone_weights is not None):
-        raise UserError(f"network '{name}' is of one piece, it has no backbone '{backbone}': leave backbone out")
-    if entry.backbones:
-        options["backbone"] = backbone or entry.backbones[0]
-        options["backbone_weights"] = backbone_weights
-        if options["backbone"] not in entry.backbones:
-            raise UserError(
-                f"network '{name}' has no backbone '{backbone}': {did_you_mean(backbone, list(entry.backbones))}"
-            )
+    chosen = choose_backbone(name, backbone)
+    if chosen is not None:
+        options |= {"backbone": chosen, "backbone_weights": backbone_weights}
+    elif backbone_weights is not None:
+        raise UserError(f"network '{name}' is of one piece, no backbone takes {backbone_weights}: leave it out")
     if output_stride is not None:
         if output_stride not in entry.output_strides:
             valid = " or ".join(map(str, entry.output_strides)) or "leave it out, this network has its own"
             raise UserError(f"network '{name}' has no output stride {output_stride}: {valid}")
         options["output_stride"] = output_stride
     return entry.build(**options)
+
+
+def choose_backbone(name: str, backbone: str | None) -> str | None:
+    """A network's backbone of that name, or its first; None where the network is of one piece.
+
+    Raises:
+        UserError: An unknown network, or a backbone that it cannot have.
+    """
+    backbones = _entry(name).backbones
+    if backbone is None:
+        return backbones[0] if backbones else None
+    if not backbones:
+        raise UserError(f"network '{name}' is of one piece, it has no backbone '{backbone}': leave backbone out")
+    if backbone not in backbones:
+        raise UserError(f"network '{name}' has no backbone '{backbone}': {did_you_mean(backbone, list(backbones))}")
+    return backbone
 
 
 def build_loss(name: str, config: LossConfig, num_classes: int) -> nn.Module:

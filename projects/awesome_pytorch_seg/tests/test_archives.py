@@ -12,20 +12,7 @@ from pathlib import Path
 from awesome_pytorch_seg.data import archives
 
 import pytest
-from awesome_remote import PLACES, SBU, Remote, assert_refused, files_below, publish, runner, zip_of
-
-
-@pytest.fixture
-def remote():
-    remote = Remote()
-    remote.files["SBU-shadow.zip"] = SBU
-    yield remote
-    remote.close()
-
-
-@pytest.fixture
-def get(remote, tmp_path, capsys):
-    return runner(remote, tmp_path, capsys)
+from awesome_remote import PLACES, SBU, assert_refused, files_below, publish, zip_of
 
 
 def tar_of(*entries: tarfile.TarInfo, mode="w") -> bytes:

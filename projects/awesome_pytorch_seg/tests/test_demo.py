@@ -84,6 +84,11 @@ def test_names_that_are_none(name):
         split_name(name)
 
 
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'fcn32s_vgg16_voc'"):
+        split_name("fcn32s_vg16_voc")
+
+
 def test_mistakes_are_one_line(place, tmp_path, monkeypatch):
     weights = run_folder(place / "output") / "last.safetensors"
     with pytest.raises(UserError, match="no such file or folder"):

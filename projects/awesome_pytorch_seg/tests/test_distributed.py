@@ -36,16 +36,17 @@ def pair(data, tmp_path_factory):
     words = train_words(data, output, 6, "train.eval_every=3", "--accumulate", "2")
     process = launch("train.py", *words, "train.batch_size=4")
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
-    return run_folder(output), process.stdout
+    return run_folder(output), process
 
 
 def test_two_processes_train_evaluate_and_save_once(pair):
-    folder, printed = pair
+    folder, process = pair
     run = read_run(folder)
     assert run.env["processes"] == 2
     assert [row["step"] for row in run.train] == [str(step) for step in range(1, 7)]
     assert [(row["step"], row["images"]) for row in run.eval] == [("3", "3"), ("6", "3")]
-    assert printed.count("best val mIoU") == 1
+    assert process.stdout.count("best val mIoU") == 1
+    assert process.stderr.count('"val_miou_percent"') == 2  # of process 0, one for each evaluation
 
 
 def test_one_process_evaluates_the_checkpoint_to_the_same_counts(pair, data, tmp_path):

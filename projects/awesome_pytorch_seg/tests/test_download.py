@@ -20,23 +20,8 @@ from common.dataset_list import make_lists
 from common.toy_dataset import write_toy_dataset
 
 import pytest
-from awesome_remote import NOISE, PLACES, SBU, Remote, assert_refused, files_below, publish, runner, zip_of
+from awesome_remote import NOISE, PLACES, SBU, assert_refused, files_below, publish, zip_of
 from filelock import FileLock
-
-
-@pytest.fixture
-def remote(monkeypatch):
-    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
-    remote = Remote()
-    remote.files["SBU-shadow.zip"] = SBU
-    yield remote
-    remote.close()
-
-
-@pytest.fixture
-def get(remote, tmp_path, capsys):
-    return runner(remote, tmp_path, capsys)
-
 
 # --- transfers -------------------------------------------------------------------------------------------------------
 

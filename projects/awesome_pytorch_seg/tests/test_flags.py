@@ -123,3 +123,5 @@ def test_weights_are_found_by_what_was_trained(data, tmp_path):
         find_weights("psp", "resnet50", None, tmp_path)
     with pytest.raises(UserError, match="unknown network 'pspnt': did you mean 'pspnet'"):
         find_weights("pspnt", None, None, tmp_path)
+    with pytest.raises(UserError, match="network 'pspnet' has no backbone 'resnt50': did you mean 'resnet50'"):
+        find_weights("psp", "resnt50", None, tmp_path)

@@ -58,6 +58,18 @@ def test_a_run_leaves_its_files(reference):
     assert f"best val mIoU {float(run.best()['miou_percent']):.2f} %" in printed
 
 
+def test_where_nobody_watches_an_evaluation_is_a_json_line(data, tmp_path, capsys):
+    train(data, tmp_path, 2, "train.eval_every=1", "train.checkpoint_every=2")
+    first, last = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    rows = read_run(run_folder(tmp_path)).eval
+    assert [(line["what"], line["step"], line["total"]) for line in (first, last)] == [("train", 1, 2), ("train", 2, 2)]
+    for line, row in zip((first, last), rows, strict=True):
+        assert line["val_miou_percent"] == pytest.approx(float(row["miou_percent"]), abs=1e-4)
+        assert line["val_loss"] == pytest.approx(float(row["loss"]), abs=1e-6)
+    best = max((first, last), key=lambda line: line["val_miou_percent"])
+    assert (last["best_step"], last["best_miou_percent"]) == (best["step"], best["val_miou_percent"])
+
+
 @pytest.mark.parametrize(("stop", "resumed_at"), [(2, 0), (5, 4)])
 def test_stopped_and_resumed_it_ends_with_the_same_digits(data, reference, tmp_path, stop, resumed_at, monkeypatch):
     update = Trainer._update

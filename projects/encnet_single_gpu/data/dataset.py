@@ -23,15 +23,18 @@ def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
     """The config with `root` (or its own root) found on this machine; the embedded data set is drawn if it is missing.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: An unknown name of a data set, or there is no such folder.
     """
+    if data.dataset != "custom":
+        label_set(data.dataset)  # a misspelt name is answered before its folder is looked for
     wanted = root or data.root
     if wanted == TOY_ROOT:
         draw_toy("ade20k", REPOSITORY / TOY_ROOT, *TOY_PICTURES, TOY_SIZE)
     found = find_root(wanted)
     if found is None:
         raise UserError(
-            f"no data set in '{wanted}' (looked here and in the repository): put it there, or give its place as --data"
+            f"no data set in '{wanted}' (looked here and in the repository): put it there, give its place as --data, "
+            f"or train on the embedded data with --config quickstart"
         )
     return dataclasses.replace(data, root=str(found))
 

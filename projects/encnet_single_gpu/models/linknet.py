@@ -7,6 +7,7 @@ VCIP 2017 (arXiv:1707.03718), figures 1 and 2, table 1.
 from __future__ import annotations
 
 from encnet_single_gpu.models.backbones import ResNet
+from encnet_single_gpu.models.layers import ConvBNReLU
 
 import torch
 from torch import nn
@@ -31,11 +32,7 @@ class LinkNet(nn.Module):
             DecoderBlock(stages[i], outputs[i], stride=1 if i == 0 else 2) for i in range(len(stages))
         )
         self.up2 = TransposedBNReLU(stem, FINAL_CHANNELS, stride=2)
-        self.conv = nn.Sequential(
-            nn.Conv2d(FINAL_CHANNELS, FINAL_CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(FINAL_CHANNELS),
-            nn.ReLU(inplace=True),
-        )
+        self.conv = ConvBNReLU(FINAL_CHANNELS, FINAL_CHANNELS)
         self.classifier = nn.ConvTranspose2d(FINAL_CHANNELS, num_classes, 2, stride=2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -60,9 +57,9 @@ class DecoderBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         inner = in_channels // 4
-        self.reduce = _pointwise(in_channels, inner)
+        self.reduce = ConvBNReLU(in_channels, inner, 1)
         self.enlarge = TransposedBNReLU(inner, inner, stride)
-        self.expand = _pointwise(inner, out_channels)
+        self.expand = ConvBNReLU(inner, out_channels, 1)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Returns the enlarged feature."""
@@ -87,8 +84,3 @@ class TransposedBNReLU(nn.Module):
         """Returns the feature at `size`."""
         # Cropped rather than asked for by output_size: ONNX has no output padding that depends on the picture.
         return self.relu(self.bn(self.conv(x)[:, :, : size[0], : size[1]]))
-
-
-def _pointwise(in_channels: int, out_channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -1,6 +1,7 @@
 import csv
 import json
 
+from common.cli import UserError
 from encnet_single_gpu import benchmark
 from encnet_single_gpu.benchmark import Setting, main, measure, size_of, speedups
 
@@ -57,6 +58,12 @@ def test_a_step_trains():
 
 def test_multiplications_by_hand():
     assert size_of("smp.Unet", 10, 1000) == {"parameters": 150 * 28, "giga_multiplications": 0.04}
+
+
+@pytest.mark.parametrize("words", [("--repeats", 0), ("--batch", 1), ("--size", 100, 96)])
+def test_what_cannot_be_timed_is_refused(words):
+    with pytest.raises(UserError, match=words[0]):
+        run_here(main, *words)
 
 
 def test_files(tmp_path):

@@ -1,11 +1,11 @@
-import argparse
 import sys
 
 from common.cli import UserError
 from common.typed_config import config_to_text
 from encnet_single_gpu.config import CONFIG_DIR, Config, config_names, options, read_config
+from encnet_single_gpu.flags import command_parser, parse_args
 from encnet_single_gpu.models import build_model, model_names
-from encnet_single_gpu.runs import add_options, parse_args, plan_run
+from encnet_single_gpu.runs import plan_run
 from encnet_single_gpu.train import main
 
 import pytest
@@ -108,23 +108,24 @@ def test_options_are_keys_with_their_values(monkeypatch, tmp_path):
 
 
 def test_help_says_of_every_option_what_it_is_and_its_default():
-    parser = argparse.ArgumentParser(prog="train.py")
-    add_options(parser)
+    parser = command_parser("description")
     assert "--crop-size N [N ...]" in parser.format_help()
-    helps = {action.option_strings[0]: action.help for action in parser._actions}
-    assert len(helps) == len(options()) + 1
+    keys = {key for key, _ in options().values()}
+    helps = {action.option_strings[0]: action.help for action in parser._actions if action.dest in keys}
+    assert len(helps) == len(keys)
     for option, (_, field) in options().items():
         assert field.metadata["meaning"] in helps[f"--{option}"]
-        assert "(default " in helps[f"--{option}"]
+        assert "(default: " in helps[f"--{option}"]
         assert f"; source: {field.metadata['source']})" in helps[f"--{option}"]
-    crop = "default pspnet [384, 384], encnet [400, 400], pspnet_paper [473, 473], encnet_paper [480, 480]"
+    crop = "default: pspnet [384, 384], encnet [400, 400], pspnet_paper [473, 473], encnet_paper [480, 480]"
     assert crop in helps["--crop-size"]
     assert "source: the original" in helps["--crop-size"]
-    assert "default 0.9" in helps["--power"]
+    assert "default: 0.9" in helps["--power"]
     values = {action.option_strings[0]: action.metavar for action in parser._actions}
     assert values["--amp"] == "bf16|fp16|null"
     assert values["--scope"] == "full|reduced|smoke"
     assert (values["--compile"], values["--crop-size"], values["--power"]) == ("true|false", "N", "X")
+    assert (values["--model"], values["--train-list"], values["--backbone-weights"]) == ("NAME", "FILE", "FILE")
 
 
 def test_options_are_unique():
@@ -139,7 +140,8 @@ def test_options_are_unique():
         (["--config", "quikstart"], r"no config file 'quikstart'.*did you mean 'quickstart'"),
         (["--iters", "0"], r"iters must be at least 1"),
         (["--warmup-share", "1"], r"warmup_share must be in \[0, 1\)"),
-        (["--data", "nowhere"], r"no data set in 'nowhere'"),
+        (["--data", "nowhere"], r"no data set in 'nowhere'.*--config quickstart"),
+        (["--dataset", "ade20"], r"'ade20': did you mean 'ade20k'"),
         (["--iters", "5", "--epochs", "5", "--data", "."], r"give one"),
         (["--model", "penet"], r"unknown network 'penet'"),
         (["--config", "quickstart", "--paper"], r"leave --config out"),

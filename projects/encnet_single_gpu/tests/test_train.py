@@ -4,6 +4,7 @@ import shutil
 
 from common.cli import UserError
 from common.files import sha256_of
+from common.labels import voc_colormap
 from common.run_log import read_run
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import read_config
@@ -53,6 +54,29 @@ def test_a_run_leaves_its_files(reference):
     assert "batch normalisation sees one micro-batch at a time" in printed
     first = {name: float(run.train[0][name]) for name in ("loss", "seg", "aux", "se")}
     assert first["loss"] == pytest.approx(first["seg"] + 0.4 * first["aux"] + 0.2 * first["se"])
+
+
+def test_where_nobody_watches_an_evaluation_is_a_json_line(data, tmp_path, capsys):
+    train(data, tmp_path, 2, "--eval-every", 1)
+    first, last = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    rows = read_run(run_folder(tmp_path)).eval
+    assert [(line["what"], line["step"], line["total"]) for line in (first, last)] == [("train", 1, 2), ("train", 2, 2)]
+    for line, row in zip((first, last), rows, strict=True):
+        assert line["val_miou_percent"] == pytest.approx(float(row["miou_percent"]), abs=1e-4)
+        assert line["val_loss"] == pytest.approx(float(row["loss"]), abs=1e-6)
+    best = max((first, last), key=lambda line: line["val_miou_percent"])
+    assert (last["best_step"], last["best_miou_percent"]) == (best["step"], best["val_miou_percent"])
+
+
+def test_own_pictures_in_the_recipe_of_the_embedded_data_are_not_called_embedded(tmp_path):
+    data = write_data(tmp_path / "mine")
+    (data / "classes.yaml").write_text("name: squares\nclasses: [one, two, three]\nids: {1: 0, 2: 1, 3: 2}\n")
+    train(data, tmp_path / "out", 2, "--config", "quickstart", "--dataset", "custom", "--warmup-share", 0)
+    folder = run_folder(tmp_path / "out")
+    assert read_run(folder).env["dataset"] == "custom"
+    with tiny_networks():
+        palette = load_network(folder / "last.safetensors").palette
+    assert np.array_equal(palette, voc_colormap()[1:4])  # as a classes.yaml without colours has it
 
 
 @pytest.mark.parametrize(("stop", "resumed_at"), [(2, 0), (5, 4)])
