@@ -150,7 +150,9 @@ def _read_lines(path: str | os.PathLike) -> list[tuple[int, str]]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such list; make it with common/create_dataset_list.py") from None
+        there = sorted(other.name for other in Path(path).parent.glob("*.txt"))
+        hint = f", {did_you_mean(Path(path).name, there)}" if there else ""
+        raise UserError(f"{path}: there is no such list{hint}; make it with common/create_dataset_list.py") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the list as UTF-8") from error
     except OSError as error:

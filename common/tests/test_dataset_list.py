@@ -177,8 +177,10 @@ def test_missing_files_are_named_with_the_suffix_that_exists(tmp_path):
     assert "images/a.jpg, images/b.jpg, gone/0.png and 4 more" in str(error.value)
     assert "with the suffix .png they are there" in str(error.value)
     assert len(read_list(tmp_path / "train.txt", check_files=False)) == 7
-    with pytest.raises(UserError, match="there is no such list"):
-        read_list(tmp_path / "nothing.txt")
+    with pytest.raises(UserError, match="there is no such list, did you mean 'train.txt'?"):
+        read_list(tmp_path / "trian.txt")
+    with pytest.raises(UserError, match="there is no such list; make it"):
+        read_list(tmp_path / "images" / "train.txt")
 
 
 def test_a_hundred_thousand_lines_are_read_in_under_two_seconds(tmp_path):
