@@ -45,7 +45,7 @@ def refuse_single_value_batch_norm(network: nn.Layer) -> Iterator[None]:
             hook.remove()
 
 
-def share_statistics(network: nn.Layer) -> None:
+def share_batch_norm_statistics(network: nn.Layer) -> None:
     """Gives every process the running statistics of process 0, which are the ones that are saved."""
     if dist.get_world_size() > 1:
         for layer in network.sublayers():

@@ -1,4 +1,7 @@
-"""What this machine can measure, and what not and why: python doctor.py.
+"""What this machine can measure, and what not and why.
+
+    python doctor.py
+    python doctor.py --peer-python PEER/bin/python     # is mmsegmentation there?
 
 Versions beside what they have to be, device, threads, shared memory, oneDNN, peers, and for every precision, layout and
 graph how many networks of the zoo can run here and why the others cannot. Exit status 1 if nothing can be trained.
@@ -6,7 +9,6 @@ graph how many networks of the zoo can run here and why the others cannot. Exit 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import itertools
 import os
@@ -15,7 +17,7 @@ import shutil
 from collections import Counter
 from importlib import metadata
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.cpu import configure_cpu, physical_cores
 
 # Package -> the first version that works and the first above that does not; see the repository's CONTRIBUTING.md.
@@ -137,8 +139,9 @@ def peer_lines(versions: dict[str, str | None], peer_python: str | None) -> list
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter that has mmsegmentation")
+    parser = CommandParser(__doc__)
+    peer_help = "an interpreter that has mmsegmentation (default: it is not looked for)"
+    parser.add_argument("--peer-python", metavar="PATH", help=peer_help)
     args = parser.parse_args()
     configure_cpu()
     versions = installed_versions()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from common.metrics import ConfusionMatrix
+from common.progress import track
 from common.run_log import Evaluation
 from common.train_stream import require_valid_pixels
 from paddleseg_benchmark.zoo import ZooNetwork
@@ -14,7 +15,6 @@ import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddleseg.core.infer import reverse_transform
-from tqdm import tqdm
 
 PROTOCOL = "ss, whole image"
 
@@ -33,7 +33,7 @@ def evaluate(zoo_network: ZooNetwork, dataset: paddle.io.Dataset) -> Evaluation:
     was_training = zoo_network.training
     zoo_network.eval()
     mine = range(rank, len(dataset), world_size)
-    for index in tqdm(mine, desc="evaluate", unit="image", leave=False, disable=None if rank == 0 else True):
+    for index in track(mine, "evaluate", "image", keep=False, silent=rank > 0):
         sample = dataset[index]
         logits = zoo_network.predict(paddle.to_tensor(sample["img"]).unsqueeze(0))  # (1, C, h, w)
         logits = reverse_transform(logits, sample["trans_info"], mode="bilinear")  # (1, C, H, W)

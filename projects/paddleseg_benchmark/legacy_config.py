@@ -90,10 +90,7 @@ def read_legacy(path: str | Path, words: list[str]) -> dict[str, Any]:
     Raises:
         UserError: No such file, no YAML, an unknown key, a key without value, or a value that is not supported.
     """
-    path = Path(path)
-    if not path.is_file():
-        known = sorted(p.name for p in zoo.CONFIG_DIR.glob("*.yaml"))
-        raise UserError(f"no config file {path}: {did_you_mean(path.name, known)}")
+    path = zoo.find_config(path, ".yaml")
     tree = load_yaml(read_config_text(path), str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a legacy config is a mapping of sections")

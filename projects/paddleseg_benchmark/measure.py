@@ -1,4 +1,4 @@
-"""Measures one cell of the matrix in this process: a few training steps, one evaluation, and what they took.
+r"""Measures one cell of the matrix in this process: a few training steps, one evaluation, and what they took.
 
     python measure.py --model deeplabv3p_resnet50 --precision fp32 --layout NCHW --graph dynamic \
         --batch-size 2 --size 128 256 --steps 5 --out cell.json
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.metrics import ConfusionMatrix
 
@@ -221,6 +221,13 @@ def one_line(error: BaseException) -> str:
     return line if len(line) <= 300 else f"{line[:100]} ... {line[-195:]}"
 
 
+def positive(text: str) -> int:
+    """A word of a command that has to be a number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    return int(text)
+
+
 def main() -> None:
     """The command."""
     args = _parse_args()
@@ -239,17 +246,22 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", choices=LIBRARIES, default="paddleseg")
-    parser.add_argument("--model", required=True, metavar="NAME", help="as in zoo.py")
-    parser.add_argument("--precision", default="fp32", help="fp32 (default), o1_fp16, o2_fp16, bf16")
-    parser.add_argument("--layout", choices=("NCHW", "NHWC"), default="NCHW")
-    parser.add_argument("--graph", default="dynamic", help="dynamic (default), to_static, static")
-    parser.add_argument("--batch-size", type=int, default=2, metavar="N")
-    parser.add_argument("--size", type=int, nargs=2, default=(128, 256), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--loader", choices=("synthetic", "toy"), default="synthetic")
-    parser.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps (default 3)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--library", choices=LIBRARIES, default="paddleseg", help="whose network (default: paddleseg)")
+    add("--model", required=True, metavar="NAME", help="its name in zoo.py, also of a peer's")
+    add("--precision", default="fp32", metavar="NAME", help="fp32, o1_fp16, o2_fp16 or bf16 (default: fp32)")
+    layout_help = "memory layout inside the network (default: NCHW)"
+    add("--layout", choices=("NCHW", "NHWC"), default="NCHW", help=layout_help)
+    add("--graph", default="dynamic", metavar="NAME", help="dynamic, to_static or static (default: dynamic)")
+    add("--batch-size", type=positive, default=2, metavar="N", help="pictures of an update (default: 2)")
+    size_help = "height and width of the pictures in pixels (default: 128 256)"
+    add("--size", type=positive, nargs=2, default=(128, 256), metavar=("H", "W"), help=size_help)
+    loader_help = "one random batch, or files of the embedded data (default: synthetic)"
+    add("--loader", choices=("synthetic", "toy"), default="synthetic", help=loader_help)
+    add("--steps", type=positive, default=3, metavar="N", help="timed updates (default: 3)")
+    add = parser.add_argument_group("data and output").add_argument
+    add("--out", type=Path, required=True, metavar="FILE", help="where the result goes, as JSON")
     return parser.parse_args()
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.cli import UserError
+from common.cli import UserError, did_you_mean
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class PeerResult(NamedTuple):
 
 def has_network(library: str, model: str) -> bool:
     """Whether a library has the network."""
-    return model in (MMSEG_CONFIGS if library == "mmseg" else BUILDERS[library])
+    return model in _networks(library)
 
 
 def unsupported(library: str, model: str, precision: str, graph: str, device: str) -> str | None:
@@ -92,10 +92,16 @@ def open_stepper(library: str, model: str, precision: str, layout: str, graph: s
     """
     import torch
 
+    if not has_network(library, model):
+        raise UserError(f"{library} has no network '{model}': {did_you_mean(model, _networks(library))}")
     why = unsupported(library, model, precision, graph, "gpu" if torch.cuda.is_available() else "cpu")
     if why:
         raise UserError(f"{library} {model}: {why}")
     return PeerStep(library, model, precision, layout)
+
+
+def _networks(library: str) -> list[str]:
+    return list(MMSEG_CONFIGS if library == "mmseg" else BUILDERS[library])
 
 
 class PeerStep:

@@ -77,7 +77,7 @@ def variant(row: Row) -> str:
 def markdown(rows: Sequence[Row], env: Mapping[str, Any]) -> str:
     """The report: how it was measured, the cells with numbers, the cells without."""
     sizes = ", ".join(sorted({f"{row['height_px']}x{row['width_px']}" for row in rows}))
-    packages = env["packages"] | env.get("peer_packages", {})
+    packages = env["packages"] | (env["peer_packages"] or {})
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     where = env["cpu"] if env["device"] == "cpu" else env["device"]
     on_gpu = any(row["memory_kind"] == "gpu" for row in rows)

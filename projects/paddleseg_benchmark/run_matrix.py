@@ -1,5 +1,10 @@
-"""Measures a matrix of cells, each in a process of its own: python run_matrix.py --preset zoo|cpu|gpu.
+"""Measures a matrix of cells, each in a process of its own.
 
+    python run_matrix.py --preset zoo
+    python run_matrix.py --preset cpu --models fastscnn --rounds 5 --steps 10 --output output/fastscnn
+    python run_matrix.py --preset cpu --peer-python PEER/bin/python     # with mmsegmentation
+
+The presets:
     zoo   every network of the zoo once: builds, trains, evaluates; parameters beside the reference
     cpu   five networks and their peers at 128x256: layouts, graphs, batch sizes, loader; what a CPU cannot is said
     gpu   the same and more at 512x1024, with mixed precision (bash run_gpu.sh)
@@ -8,7 +13,7 @@ The cells take turns, round by round, so that a slow hour of the machine meets a
 over the rounds. A cell that crashes, is killed or takes too long becomes "failed: why", and the rest goes on. What is
 finished is kept in OUTPUT/rounds: the same command goes on where it stopped. To repeat a cell, delete its files there.
 
-Writes OUTPUT/matrix.csv and OUTPUT/env.json (default output/matrix_<preset>); `report.py OUTPUT` draws them.
+Writes OUTPUT/matrix.csv and OUTPUT/env.json; `report.py OUTPUT` draws them.
 """
 
 from __future__ import annotations
@@ -29,14 +34,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
+from common.progress import Progress
 from common.run_log import environment
 from paddleseg_benchmark import doctor, peers, step, zoo
-from paddleseg_benchmark.measure import LIBRARIES, WARMUP_STEPS, Cell
-
-from tqdm import tqdm
+from paddleseg_benchmark.measure import LIBRARIES, WARMUP_STEPS, Cell, positive
 
 COLUMNS = (
     *("library", "model", "precision", "layout", "graph", "batch", "height_px", "width_px", "loader", "status"),
@@ -84,10 +88,10 @@ def run_matrix(
     for cell in cells:
         if why := refuse(cell):
             results[cell].append({"status": why})
-    with tqdm(total=rounds * len(cells), desc="matrix", unit="cell", disable=None) as bar:
+    with Progress(rounds * len(cells), "matrix", "cell") as bar:
         for turn in range(1, rounds + 1):
             for cell in cells:
-                bar.set_postfix_str(f"round {turn}: {cell}")
+                bar.show(round=str(turn), cell=str(cell))
                 if all(result["status"] == "ok" for result in results[cell]):
                     results[cell].append(_cell_round(cell, turn, folder, time_limit_s, command))
                 bar.update()
@@ -364,22 +368,20 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("zoo", "cpu", "gpu"), required=True)
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these networks of the preset")
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="default: 1 for zoo, else 3")
-    parser.add_argument("--steps", type=_positive, metavar="N", default=3, help="timed steps per round (default 3)")
-    time_help = "for one cell in one round, seconds (default 600)"
-    parser.add_argument("--time-limit", type=_positive, metavar="S", default=600, help=time_help)
-    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter that has mmsegmentation")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/matrix_<preset>")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--preset", choices=("zoo", "cpu", "gpu"), required=True, help="which cells, see above")
+    add("--models", nargs="+", default=[], metavar="NAME", help="networks of the preset (default: all)")
+    add("--rounds", type=positive, metavar="N", help="turns of every cell (default: 1 for zoo, else 3)")
+    add("--steps", type=positive, metavar="N", default=3, help="timed updates of a cell in a round (default: 3)")
+    time_help = "seconds that a cell may take in a round (default: 600)"
+    add("--time-limit", type=positive, metavar="S", default=600, help=time_help)
+    peer_help = "an interpreter that has mmsegmentation (default: none, its cells say so)"
+    add("--peer-python", metavar="PATH", help=peer_help)
+    add = parser.add_argument_group("data and output").add_argument
+    output_help = "folder of the matrix, gone on with if it was begun (default: output/matrix_<preset>)"
+    add("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.cpu import physical_cores
 from paddleseg_benchmark import data, zoo
 from paddleseg_benchmark.legacy_config import read_legacy, to_paddleseg
+from paddleseg_benchmark.measure import positive
 from paddleseg_benchmark.step import StaticStep
 from paddleseg_benchmark.training import Plan, Training
 from paddleseg_benchmark.zoo import ZooNetwork
@@ -98,17 +99,23 @@ def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", required=True, metavar="YAML", help="a config of the legacy code; configs/ has two")
-    parser.add_argument("--use_gpu", action="store_true", help="train on the GPU")
-    parser.add_argument("--use_mpio", action="store_true", help="load pictures in processes of their own")
-    parser.add_argument("--log_steps", type=int, default=10, metavar="N", help="steps per log line (default: 10)")
-    parser.add_argument("--do_eval", action="store_true", help="evaluate after the last step")
-    parser.add_argument("--iters", type=int, metavar="N", help="updates (default: SOLVER.NUM_EPOCHS over the data)")
-    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: DATASET.DATA_DIR)")
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and augmentation (default: 0)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="change the config: BATCH_SIZE 2 MODEL.FP16 True")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    add("--cfg", required=True, metavar="YAML", help="a config of the legacy code, or the name of one in configs/")
+    add("--seed", type=int, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")
+    add("opts", nargs="*", metavar="KEY VALUE", help="change the config: BATCH_SIZE 2 MODEL.FP16 True")
+    add = parser.add_argument_group("data and output").add_argument
+    add("--data", metavar="DIR", help="root of the data set (default: DATASET.DATA_DIR)")
+    output_help = "where run folders go (default: output)"
+    add("--output", type=Path, default=Path("output"), metavar="DIR", help=output_help)
+    add = parser.add_argument_group("protocol").add_argument
+    add("--do_eval", action="store_true", help="evaluate after the last update")
+    add = parser.add_argument_group("length and resuming").add_argument
+    add("--iters", type=positive, metavar="N", help="updates in all (default: SOLVER.NUM_EPOCHS over the data)")
+    add = parser.add_argument_group("flags of the original project").add_argument
+    add("--use_gpu", action="store_true", help="train on the GPU")
+    add("--use_mpio", action="store_true", help="load pictures in processes of their own")
+    add("--log_steps", type=positive, default=10, metavar="N", help="updates between log lines (default: 10)")
     return parser.parse_args()
 
 

@@ -18,8 +18,9 @@ import os
 import random
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from paddleseg_benchmark import data, zoo
+from paddleseg_benchmark.measure import positive
 from paddleseg_benchmark.step import DynamicStep
 from paddleseg_benchmark.training import Plan, Training
 
@@ -79,33 +80,30 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", required=True, metavar="YML", help="a config of PaddleSeg; configs/ has one per network"
-    )
-    parser.add_argument("--fp16", action="store_true", help="mixed precision, level O1")
-    parser.add_argument("--data_format", choices=("NCHW", "NHWC"), default="NCHW", help="layout inside the network")
-    parser.add_argument(
-        "--batch_size", type=_positive, metavar="N", help="pictures per process (default: the config's)"
-    )
-    parser.add_argument("--synthetic", action="store_true", help="one random batch over and over, no data set")
-    parser.add_argument("--iters", type=_positive, metavar="N", help="updates (default: the config's)")
-    parser.add_argument("--learning_rate", type=float, metavar="X", help="default: the config's")
-    parser.add_argument("--crop_size", type=_positive, nargs=2, metavar=("H", "W"), help="default: the config's")
-    parser.add_argument("--num_workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
-    parser.add_argument("--log_iters", type=_positive, default=10, metavar="N", help="steps per log line (default: 10)")
-    parser.add_argument("--do_eval", action="store_true", help="evaluate after the last step")
-    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the config's)")
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and augmentation (default: 0)")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    add("--config", required=True, metavar="YML", help="a config of PaddleSeg, or the name of one in configs/")
+    add("--learning_rate", type=float, metavar="X", help="rate at the start (default: the config's)")
+    add("--batch_size", type=positive, metavar="N", help="pictures of an update per process (default: the config's)")
+    crop_help = "height and width of crops in pixels (default: the config's)"
+    add("--crop_size", type=positive, nargs=2, metavar=("H", "W"), help=crop_help)
+    add("--seed", type=int, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")
+    add = parser.add_argument_group("data and output").add_argument
+    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    add("--synthetic", action="store_true", help="one random batch over and over, no data set")
+    output_help = "where run folders go (default: output)"
+    add("--output", type=Path, default=Path("output"), metavar="DIR", help=output_help)
+    add("--log_iters", type=positive, default=10, metavar="N", help="updates between log lines (default: 10)")
+    add = parser.add_argument_group("protocol").add_argument
+    add("--do_eval", action="store_true", help="evaluate after the last update")
+    add = parser.add_argument_group("length and resuming").add_argument
+    add("--iters", type=positive, metavar="N", help="updates in all (default: the config's)")
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--fp16", action="store_true", help="mixed precision, level O1, on a GPU")
+    layout_help = "memory layout inside the network (default: NCHW)"
+    add("--data_format", choices=("NCHW", "NHWC"), default="NCHW", help=layout_help)
+    add("--num_workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
     return parser.parse_args()
-
-
-def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise ValueError(word)
-    return number
 
 
 if __name__ == "__main__":

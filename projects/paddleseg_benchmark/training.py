@@ -14,10 +14,11 @@ from pathlib import Path
 from common.cli import UserError
 from common.files import atomic_write
 from common.labels import label_set
+from common.progress import Progress
 from common.run_log import RunLog, environment, git_commit, print_scores, run_id
 from common.train_stream import ValidPixels
 from paddleseg_benchmark import data
-from paddleseg_benchmark.batch_norm import share_statistics
+from paddleseg_benchmark.batch_norm import share_batch_norm_statistics
 from paddleseg_benchmark.evaluation import PROTOCOL, evaluate
 from paddleseg_benchmark.measure import memory
 from paddleseg_benchmark.step import DynamicStep, StaticStep, StepResult
@@ -26,7 +27,6 @@ import paddle
 import paddle.distributed as dist
 from paddleseg.cvlibs import Config
 from safetensors.numpy import save
-from tqdm import tqdm
 
 COLUMNS = (
     *("step", "epoch", "loss", "learning_rate", "step_time_s", "data_time_s", "images_per_s"),
@@ -90,17 +90,16 @@ class Training:
         """
         if self.is_main:
             self._start_log()
-        quiet = None if self.is_main else True
         with (
             data.loader_failures_explained(),
-            tqdm(total=self.plan.iters, desc="train", unit="it", disable=quiet) as bar,
+            Progress(self.plan.iters, "train", "step", silent=not self.is_main) as bar,
         ):
             self._train(bar)
         zoo_network = self.stepper.zoo_network
         if isinstance(self.stepper, StaticStep):
             self.stepper.update_zoo_network()
         if self.plan.do_eval:
-            share_statistics(zoo_network)
+            share_batch_norm_statistics(zoo_network)
             dataset = data.open_dataset(self.plan.config, "val")
             result = evaluate(zoo_network, dataset)
             if self.is_main:
@@ -116,7 +115,7 @@ class Training:
                 stream.write(save(weights))
             print(f"run: {self.folder}")
 
-    def _train(self, bar: tqdm) -> None:
+    def _train(self, bar: Progress) -> None:
         valid, window = ValidPixels(), _Window()
         ready = time.perf_counter()
         for step, (images, labels, indices) in zip(range(1, self.plan.iters + 1), self._batches(), strict=False):
@@ -129,6 +128,7 @@ class Training:
                 self._stop_at_nonfinite_loss(step, result.loss, indices)
             done = time.perf_counter()
             window.add(done - ready, loaded - ready, result.skipped)
+            bar.show(loss=result.loss)
             bar.update()
             if self.is_main and (step % self.plan.log_iters == 0 or step == self.plan.iters):
                 self._log_window(step, result, rate, window, bar)
@@ -151,7 +151,7 @@ class Training:
             return data.synthetic_batches(plan.batch_size, data.crop_size(plan.config), 19, plan.seed)
         return data.batches(self.train_set, plan.batch_size, plan.num_workers)
 
-    def _log_window(self, step: int, result: StepResult, rate: float, window: _Window, bar: tqdm) -> None:
+    def _log_window(self, step: int, result: StepResult, rate: float, window: _Window, bar: Progress) -> None:
         """One line and one row about the steps since the last."""
         batch_cost, reader_cost = window.seconds / window.steps, window.data_seconds / window.steps
         peak, kind = memory(self.stepper)
@@ -169,10 +169,18 @@ class Training:
             "skipped_steps": window.skipped,
         }
         self.log.log_train(row)
-        bar.write(
+        bar.event(
             f"[TRAIN] iter: {step}/{self.plan.iters}, loss: {result.loss:.4f}, lr: {rate:.6f}, "
             f"batch_cost: {batch_cost:.4f}, reader_cost: {reader_cost:.5f}, "
-            f"ips: {self.total_batch / batch_cost:.4f} samples/sec, peak memory: {peak:.2f} GiB ({kind})"
+            f"ips: {self.total_batch / batch_cost:.4f} samples/sec, peak memory: {peak:.2f} GiB ({kind})",
+            step=step,
+            total=self.plan.iters,
+            loss=result.loss,
+            learning_rate=rate,
+            step_time_s=round(batch_cost, 4),
+            data_time_s=round(reader_cost, 4),
+            images_per_s=round(self.total_batch / batch_cost, 4),
+            peak_memory_gib=round(peak, 3),
         )
 
     def _start_log(self) -> None:

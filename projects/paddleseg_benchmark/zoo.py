@@ -46,7 +46,6 @@ class Row:
         backbone: "ResNet50_vd", or "-".
         config: File in `configs/`.
         reference_params: Trainable parameters with 19 classes, counted in paddleseg 2.8.0 as it was installed.
-        note: Where the reference is another one, or differs.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Row:
     backbone: str
     config: str
     reference_params: int
-    note: str = ""
 
 
 _RESNET101_MORE = 18_992_128  # trainable parameters of ResNet101_vd over ResNet50_vd
@@ -62,16 +60,15 @@ _RESNET101_MORE = 18_992_128  # trainable parameters of ResNet101_vd over ResNet
 
 def _resnets(name: str, network: str, params_50: int, params_101: int | None = None) -> tuple[Row, Row]:
     """Both backbones of a network. Where ResNet101 was not counted, the reference is ResNet50's and the difference."""
-    note = "" if params_101 else "reference: with ResNet50, and the difference of the backbones"
     params_101 = params_101 or params_50 + _RESNET101_MORE
     return (
         Row(f"{name}_resnet50", network, "ResNet50_vd", f"{name}.yml", params_50),
-        Row(f"{name}_resnet101", network, "ResNet101_vd", f"{name}_resnet101.yml", params_101, note),
+        Row(f"{name}_resnet101", network, "ResNet101_vd", f"{name}_resnet101.yml", params_101),
     )
 
 
-def _alone(name: str, network: str, params: int, note: str = "") -> Row:
-    return Row(name, network, "-", f"{name}.yml", params, note)
+def _alone(name: str, network: str, params: int) -> Row:
+    return Row(name, network, "-", f"{name}.yml", params)
 
 
 ROWS: tuple[Row, ...] = (
@@ -99,9 +96,7 @@ ROWS: tuple[Row, ...] = (
     *_resnets("isanet", "ISANet", 37_707_398),
     *_resnets("dnlnet", "DNLNet", 50_024_327),
     Row("sfnet_resnet50", "SFNet", "ResNet50_vd", "sfnet.yml", 41_972_851),
-    _alone(
-        "shufflenetv2", "ShuffleNetV2", 230_853, "reference: PaddleSeg 2.1, with 95 040 in branches that it never ran"
-    ),
+    _alone("shufflenetv2", "ShuffleNetV2", 230_853),  # of PaddleSeg 2.1, with 95 040 in branches that it never ran
 )
 
 
@@ -146,10 +141,6 @@ class ZooNetwork(nn.Layer):
             edge_labels = edges(labels) if self.learns_edges else None
             loss_computation = importlib.import_module("paddleseg.core.train").loss_computation
             return sum(loss_computation(_as_float32(outputs), labels, edge_labels, self.losses))
-
-    def compute_loss(self, images: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-        """The same as calling it."""
-        return self(images, labels)
 
     def predict(self, images: paddle.Tensor) -> paddle.Tensor:
         """Logits of the network in evaluation mode: (B, 3, H, W) -> (B, num_classes, H, W)."""
@@ -207,24 +198,34 @@ class _StrictConfig(Config):
 
 
 def read_config(path: str | Path) -> Config:
-    """A config of PaddleSeg, with what it takes from `_base_`: a path, or the name of a file in `configs/`.
+    """A config of PaddleSeg, with what it takes from `_base_`: by path, or by the bare name of a file in `configs/`.
 
     Raises:
         UserError: No such file, no YAML, or an essential key is missing.
     """
     paddleseg_compat.apply()
-    path = Path(path)
-    if not path.is_file() and path.parent in (Path("."), Path("configs")):
-        path = CONFIG_DIR / path.name
-    if not path.is_file():
-        known = sorted(p.name for p in CONFIG_DIR.glob("*.yml"))
-        raise UserError(f"no config file {path}: {did_you_mean(path.name, known)}")
+    path = find_config(path, ".yml")
     try:
         return _StrictConfig(str(path))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: no config of PaddleSeg: {' '.join(str(error).split())}") from error
+
+
+def find_config(given: str | Path, ending: str) -> Path:
+    """A config file by path, or by the name of one in `configs/`, with or without its ending.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(given)
+    if not path.is_file() and path.parent in (Path("."), Path("configs")):
+        path = CONFIG_DIR / f"{path.name.removesuffix(ending)}{ending}"
+    if not path.is_file():
+        known = sorted(p.name for p in CONFIG_DIR.glob(f"*{ending}"))
+        raise UserError(f"no config file {given}: {did_you_mean(path.name, known)}")
+    return path
 
 
 def build_from_config(config: Config, num_classes: int = 19, data_format: str = "NCHW") -> ZooNetwork:

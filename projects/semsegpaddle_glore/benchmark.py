@@ -17,7 +17,7 @@ Memory is the peak resident set of a process of its own that evaluates one pictu
 Only the first two of the eight windows go through the network, the others take over the last result: what a window
 needs is free again before the next, so the peak is that of all eight (a slow test holds two and four side by side).
 
-Writes timings.csv, speedups.csv, memory.csv and env.json into --output (default: output/benchmark_<date>_<time>).
+Writes timings.csv, speedups.csv, memory.csv and env.json into --output.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
+from common.progress import Progress
 from common.run_log import environment
 from semsegpaddle_glore.benchmark_tasks import MEMORY_PROTOCOL, NETWORKS, Task, prepare
-
-from tqdm import tqdm
 
 WARMUP_STEPS = 2
 # After a step the threads of Intel's OpenMP keep their cores busy for 0.2 s, waiting for more.
@@ -143,7 +142,7 @@ def measure(
     """Times every task in every worker: one step of each worker, then one of each in reverse order, and so on."""
     workers = list(workers)
     timings = {(task, worker.setting): [] for task in tasks for worker in workers}
-    with tqdm(total=len(timings) * (WARMUP_STEPS + repeats), desc="benchmark", unit="step", disable=None) as bar:
+    with Progress(len(timings) * (WARMUP_STEPS + repeats), "benchmark", "step") as bar:
         for task, turn in itertools.product(tasks, range(-WARMUP_STEPS, repeats)):
             for worker in workers if turn % 2 == 0 else reversed(workers):
                 seconds = worker.run(task)
@@ -254,13 +253,14 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    threads_help = "of every network (default: all physical cores, as train.py)"
-    sizes_help = "of training pictures (default: 128x256): 4 at once, 2 from 256 pixels"
+    parser = CommandParser(__doc__)
+    sizes_help = "pixels of training pictures, 4 at once, from 256 on 2; of each size a row (default: 128x256)"
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(128, 256)], metavar="HxW", help=sizes_help)
-    parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed steps (default 5)")
+    parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed steps of each (default: 5)")
+    threads_help = "CPU threads of every network (default: all physical cores, as train.py)"
     parser.add_argument("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/benchmark_<date>_<time>")
+    output_help = "folder for the files (default: output/benchmark_<date>_<time>)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
 
 

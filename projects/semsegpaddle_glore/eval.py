@@ -6,8 +6,8 @@
     python eval.py --use_gpu --multi_scales --cfg ./configs/pspnet_res101_cityscapes.yaml TEST.TEST_MODEL W.safetensors
     python -m paddle.distributed.launch --nproc_per_node 2 eval.py --weights W.safetensors
 
-Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
-weights). Data and protocol are the run's own or those of --cfg; keys of data and eval can be changed behind.
+Prints the scores and writes eval.csv and per_class.csv into --output. Data and protocol are the run's own or those of
+--cfg; keys of data and eval can be changed behind.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.labels import IGNORE
 from common.list_dataset import ListDataset, Sample
 from common.metrics import ConfusionMatrix
+from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
 from common.train_stream import require_valid_pixels
 from common.typed_config import config_from_text
@@ -46,7 +47,6 @@ from semsegpaddle_glore.networks import load_network
 import numpy as np
 import paddle
 import paddle.distributed as dist
-from tqdm import tqdm
 
 
 def evaluate(
@@ -69,15 +69,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     mine = range(rank, len(dataset), world_size)
-    bar = tqdm(total=len(mine), desc=description, unit="image", leave=False, disable=None if rank == 0 else True)
-    for sample in _samples(dataset, mine, read_ahead):
+    samples = _samples(dataset, mine, read_ahead)
+    for sample in track(samples, description, "image", len(mine), keep=False, silent=rank > 0):
         image = normalize(sample.image, data.mean, data.std)
         probs = class_probabilities(model, image, sample.label.shape, protocol)
         matrix.update(sample.label, probs.argmax(axis=0))
         image_loss, image_pixels = cross_entropy_of_probabilities(probs, sample.label)
         loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels
-        bar.update()
-    bar.close()
     if was_training:
         model.train()
     if world_size > 1:
@@ -166,22 +164,26 @@ def _sum_over_processes(values: np.ndarray) -> np.ndarray:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument(
-        "--cfg", "--config", dest="config", metavar="FILE", help="data and protocol (default: the run's)"
-    )
-    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the config's)")
-    parser.add_argument(
-        "--split", default="val", help="train, val, or the name of another list in the root (default: val)"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
-    parser.add_argument("--multi_scales", action="store_true", help="average over 0.5 to 2.25 (1.75) in steps of 0.25")
-    parser.add_argument("--use_gpu", action="store_true", help="insist on a GPU")
-    parser.add_argument("--use_mpio", action="store_true", help="decode the next picture beside the network's work")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change single keys: eval.flip=true, or TEST.FLIP true"
-    )
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    weights_help = "checkpoint of train.py, .safetensors (default: that of TEST.TEST_MODEL)"
+    add("--weights", metavar="FILE", help=weights_help)
+    config_help = "YAML file, or the name of one in configs/: data and protocol (default: the run's own)"
+    add("--cfg", "--config", dest="config", metavar="FILE", help=config_help)
+    overrides_help = "change single keys of data and eval: eval.flip=true, or TEST.FLIP true"
+    add("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add = parser.add_argument_group("data and output").add_argument
+    add("--data", metavar="DIR", help="root of the data set (default: the run's own, or that of --cfg)")
+    split_help = "train, val, or the name of another list in the root (default: val)"
+    add("--split", default="val", metavar="NAME", help=split_help)
+    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    add("--output", type=Path, metavar="DIR", help=output_help)
+    add = parser.add_argument_group("protocol").add_argument
+    scales_help = "average over scales from 0.5 in steps of 0.25, to 2.25 on Cityscapes and 1.75 elsewhere"
+    add("--multi_scales", action="store_true", help=scales_help)
+    add = parser.add_argument_group("flags of the original project").add_argument
+    add("--use_gpu", action="store_true", help="insist on a GPU")
+    add("--use_mpio", action="store_true", help="decode the next picture beside the network's work")
     return parser.parse_intermixed_args()
 
 

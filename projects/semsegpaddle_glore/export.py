@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.typed_config import config_from_text
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import SMALLEST_INPUT, Config
@@ -253,13 +253,14 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: <weights>_export beside the weights")
-    parser.add_argument("--formats", nargs="+", choices=list(FILES), default=list(FILES), help="default: both")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="compared and timed at this size (default: training crop)"
-    )
+    parser = CommandParser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
+    output_help = "folder for the files (default: <name of the weights>_export beside them)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
+    formats_help = "what is written (default: both)"
+    parser.add_argument("--formats", nargs="+", choices=list(FILES), default=list(FILES), help=formats_help)
+    size_help = "height and width in pixels that are compared and timed (default: the training crop's)"
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     return parser.parse_args()
 
 

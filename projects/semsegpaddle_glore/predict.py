@@ -24,18 +24,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import label_set
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
+from common.progress import track
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.devices import require_gpu
 from semsegpaddle_glore.inference import class_probabilities
 from semsegpaddle_glore.runtimes import ModelInfo, Network, OnnxNetwork, PaddleNetwork, read_checkpoint_info
 
 import numpy as np
-from tqdm import tqdm
 
 CITYSCAPES_SIZE = (1024, 2048)
 CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
@@ -153,7 +153,7 @@ def predict(
     predictor: Predictor, jobs: list[Job], write: Callable[[Job, np.ndarray, np.ndarray, ModelInfo], None]
 ) -> None:
     """Predicts picture by picture; stops at the first that cannot be read, leaving the results before it whole."""
-    for job in tqdm(jobs, desc="predict", unit="image", disable=None):
+    for job in track(jobs, "predict", "image"):
         image = read_image(job.picture)
         write(job, image, predictor.ids(image), predictor.info)
 
@@ -184,12 +184,14 @@ def _write(target: Path, ending: str, content: bytes) -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint (.safetensors) or export (.onnx)")
-    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    parser.add_argument("--format", choices=["ids", "cityscapes"], default="ids", help="default: ids")
-    parser.add_argument("--use_gpu", action="store_true", help="insist on a GPU (a checkpoint's)")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument
+    add("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors, or export, .onnx")
+    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
+    add("--output", required=True, type=Path, metavar="DIR", help="where results go")
+    format_help = "ids: three files a picture; cityscapes: one, for the evaluation server (default: ids)"
+    add("--format", choices=("ids", "cityscapes"), default="ids", help=format_help)
+    add("--use_gpu", action="store_true", help="insist on a GPU (a checkpoint's)")
     return parser.parse_args()
 
 

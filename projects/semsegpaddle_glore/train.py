@@ -20,8 +20,9 @@ import sys
 import time
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write, sha256_of
+from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import BatchLoader, ValidPixels
 from common.typed_config import config_to_text
@@ -42,7 +43,6 @@ from semsegpaddle_glore.updates import Updater
 import numpy as np
 import paddle
 import paddle.distributed as dist
-from tqdm import tqdm
 
 TRAIN_COLUMNS = ("step", "epoch", "loss", "seg", "aux", "sc", "learning_rate", "step_time_s", "data_time_s")
 
@@ -91,12 +91,13 @@ class Trainer:
         loader = BatchLoader(
             stream, train.batch_size, self.step, train.iters, train.num_workers, dist.get_rank(), dist.get_world_size()
         )
-        quiet = None if self.is_main else True
-        bar = tqdm(total=train.iters, initial=self.step, desc="train", unit="it", disable=quiet)
         self.model.train()
         valid = ValidPixels()
-        ready = time.perf_counter()
-        with refuse_single_value_batch_norm(self.model):
+        with (
+            refuse_single_value_batch_norm(self.model),
+            Progress(train.iters, "train", "step", done=self.step, silent=not self.is_main) as bar,
+        ):
+            ready = time.perf_counter()
             for images, label, indices in loader:
                 loaded = time.perf_counter()
                 valid.look_at(label)
@@ -109,14 +110,14 @@ class Trainer:
                 done = time.perf_counter()
                 self.seconds += done - ready
                 self.data_seconds += loaded - ready
+                bar.show(loss=total, best_miou_percent=100 * self.best_miou)
                 bar.update()
                 if self.is_main and (self.step % train.log_every == 0 or self.step == train.iters):
-                    self._log_step(total, parts, rate, done - ready, loaded - ready, bar)
+                    self._log_step(total, parts, rate, done - ready, loaded - ready)
                 self._evaluate_and_save(bar)
                 ready = time.perf_counter()
-        bar.close()
 
-    def _evaluate_and_save(self, bar: tqdm) -> None:
+    def _evaluate_and_save(self, bar: Progress) -> None:
         train, last = self.config.train, self.step == self.config.train.iters
         evaluates = self.step % train.eval_every == 0 or last
         if evaluates:
@@ -136,6 +137,7 @@ class Trainer:
         if self.is_main and (evaluates or self.step % train.checkpoint_every == 0):
             self._save("last.safetensors")
         if last and self.is_main:
+            bar.close()  # what is printed now stands below it
             print_scores(result, self.labels.class_names, self.config.eval, "val")
 
     def _save(self, name: str, resumable: bool = True) -> None:
@@ -171,20 +173,26 @@ class Trainer:
         )
         self.log.start(config_to_text(self.config), env)
 
-    def _log_step(self, total: float, parts: dict, rate: float, step_time: float, data_time: float, bar: tqdm) -> None:
+    def _log_step(self, total: float, parts: dict, rate: float, step_time: float, data_time: float) -> None:
         values = {name: f"{value:.9g}" for name, value in parts.items()}
         times = {"step_time_s": f"{step_time:.4f}", "data_time_s": f"{data_time:.4f}"}
         epoch = self.step * self.config.train.batch_size / len(self.train_set)
         row = {"step": self.step, "epoch": f"{epoch:.3f}", "loss": f"{total:.9g}", "learning_rate": f"{rate:.9g}"}
         self.log.log_train({**row, **values, **times})
-        bar.set_postfix(loss=f"{total:.3f}", best_miou=f"{100 * self.best_miou:.2f}%", refresh=False)
 
-    def _log_eval(self, result: Evaluation, bar: tqdm) -> None:
+    def _log_eval(self, result: Evaluation, bar: Progress) -> None:
         self.log.log_eval(self.step, "val", str(self.config.eval), result, self.labels.class_names)
         self.log.draw_curve(f"{self.plan.config_name}, {self.config.data.dataset} val, {self.config.eval}")
-        bar.write(
-            f"step {self.step}/{self.config.train.iters}: val mIoU {100 * result.matrix.mean_iou():.2f} %  "
-            f"loss {result.loss:.4f}  (best {100 * self.best_miou:.2f} % at {self.best_step})"
+        miou, iters = result.matrix.mean_iou(), self.config.train.iters
+        bar.event(
+            f"step {self.step}/{iters}: val mIoU {100 * miou:.2f} %  loss {result.loss:.4f}  "
+            f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
+            step=self.step,
+            total=iters,
+            val_miou_percent=100 * miou,
+            val_loss=result.loss,
+            best_miou_percent=100 * self.best_miou,
+            best_step=self.best_step,
         )
 
     def _stop_at_nonfinite_loss(self, value: float, indices: np.ndarray) -> None:
@@ -233,23 +241,31 @@ def main() -> None:
 
 def parse_args(words: list[str]) -> argparse.Namespace:
     """The words of the command line; run `--help` for their meaning."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--cfg", "--config", dest="config", metavar="FILE", help="YAML file, or the name of one in configs/")
-    add("--iters", type=int, metavar="N", help="total updates; warm-up shrinks in proportion")
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help="where run folders go (default: output)")
-    add("--seed", type=int, metavar="N", help="seed of weights, order, augmentation and drop-out (the config's)")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    config_help = "YAML file, or the name of one in configs/ (default: as above, by what lies in data/cityscapes)"
+    add("--cfg", "--config", dest="config", metavar="FILE", help=config_help)
+    seed_help = "seed of weights, order, augmentation and dropout (default: the config's)"
+    add("--seed", type=int, metavar="N", help=seed_help)
+    overrides_help = "change single keys of the config: train.batch_size=4, or TRAIN_BATCH_SIZE 4"
+    add("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add = parser.add_argument_group("data and output").add_argument
     add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    output_help = "where run folders go (default: output)"
+    add("--output", type=Path, default=Path("output"), metavar="DIR", help=output_help)
+    add = parser.add_argument_group("length and resuming").add_argument
+    add("--iters", type=int, metavar="N", help="updates in all; warm-up shrinks in proportion (default: the config's)")
+    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
+    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
+    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
+    add = parser.add_argument_group("speed and memory").add_argument
+    amp_help = "mixed precision on a GPU: float16 where safe, or float16 weights too (default: the config's)"
+    add("--amp", choices=("O1", "O2"), help=amp_help)
+    accumulate_help = "a batch goes through in N equal parts: less memory (default: the config's)"
+    add("--accumulate", type=int, metavar="N", help=accumulate_help)
+    add = parser.add_argument_group("flags of the original project").add_argument
     add("--use_gpu", action="store_true", help="insist on a GPU")
     add("--use_mpio", action="store_true", help="prepare batches in threads where the config has none")
-    add("--amp", choices=["O1", "O2"], help="mixed precision on a GPU: float16 where safe, or float16 weights too")
-    add("--accumulate", type=int, metavar="N", help="cut each batch into N micro-batches; batch_size stays the total")
-    resume = "go on with a run: its folder, a checkpoint, or nothing for the latest"
-    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume)
-    extend = "with --resume --iters N: allow a new total, saying what it does to the rate"
-    add("--extend", action="store_true", help=extend)
-    overrides = "change single keys of the config: train.batch_size=4, or TRAIN_BATCH_SIZE 4"
-    add("overrides", nargs="*", metavar="key=value", help=overrides)
     args = parser.parse_intermixed_args(_resume_what(words))
     options, args.overrides = take_options(args.overrides)
     if "weights" in options:

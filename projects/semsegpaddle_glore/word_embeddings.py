@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.cli import UserError
-from common.files import atomic_write
 from common.strict_yaml import load_yaml
 from common.typed_config import read_config_text
 
@@ -112,22 +111,12 @@ def _parse(line: bytes, where: str) -> np.ndarray:
 def made_up_vectors(words: Sequence[str]) -> np.ndarray:
     """Vectors that mean nothing: float32 (len(words), 50), drawn from a normal distribution seeded by each word.
 
-    They stand in for word vectors where only shapes matter, and in the quickstart, which downloads nothing. Two words
-    are as unlike each other as any other two.
+    They stand in for word vectors where only shapes matter, and in the quickstart, which downloads nothing:
+    `configs/made_up_word_vectors.txt` holds those of the words in Cityscapes' class names. Two words are as unlike each
+    other as any other two.
     """
     rows = []
     for word in words:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
         rows.append(np.random.default_rng(seed).normal(0.0, 0.4, MADE_UP_DIM).round(5))
     return np.array(rows, np.float32)
-
-
-def write_made_up_vectors(path: str | os.PathLike, class_names: Sequence[str]) -> None:
-    """Writes made-up vectors of all words in the class names, in GloVe's text format.
-
-    `configs/made_up_word_vectors.txt` was written so, for the 19 classes of Cityscapes.
-    """
-    words = sorted({word for name in class_names for word in _split(name)})
-    with atomic_write(path, "w") as stream:
-        for word, vector in zip(words, made_up_vectors(words), strict=True):
-            stream.write(f"{word} {' '.join(f'{value:.5f}' for value in vector)}\n")

@@ -16,7 +16,7 @@ Each network runs under each setting in a process of its own, kept alive; the st
 at a time, so that noise meets all alike. Two steps each are warm-up. Times are medians with (min..max); a speed-up is
 the ratio of the medians with the range of the ratios of single turns.
 
-Writes timings.csv, speedups.csv and env.json into --output (default: output/benchmark_<date>_<time>).
+Writes timings.csv, speedups.csv and env.json into --output.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.cpu import configure_cpu, physical_cores
 from common.files import atomic_write
+from common.progress import Progress
 from common.run_log import environment
 from stdc_seg.config import read_config
 
 import numpy as np
-from tqdm import tqdm
 
 NUM_CLASSES = 19
 WARMUP_STEPS = 2
@@ -282,7 +282,7 @@ def measure(
     """Times every task in every worker: one step of each worker, then one of each in reverse order, and so on."""
     workers = list(workers)
     timings = {(task, worker.setting): [] for task in tasks for worker in workers}
-    with tqdm(total=len(timings) * (WARMUP_STEPS + repeats), desc="benchmark", unit="step", disable=None) as bar:
+    with Progress(len(timings) * (WARMUP_STEPS + repeats), "benchmark", "step") as bar:
         for task, turn in itertools.product(tasks, range(-WARMUP_STEPS, repeats)):
             for worker in workers if turn % 2 == 0 else reversed(workers):
                 seconds = worker.run(task)
@@ -401,14 +401,17 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
+    sizes_help = "pixels of training pictures, of each size a row (default: 128x256 256x512)"
     sizes = [(128, 256), (256, 512)]
-    threads_help = "compared besides 1 (default: all physical cores, as train.py)"
-    parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, metavar="HxW", help="of training pictures")
-    parser.add_argument("--batch", type=_positive, default=4, metavar="N", help="pictures a training step (default 4)")
-    parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="timed steps (default 7)")
+    parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, metavar="HxW", help=sizes_help)
+    batch_help = "pictures of a training step (default: 4)"
+    parser.add_argument("--batch", type=_positive, default=4, metavar="N", help=batch_help)
+    parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="timed steps of each (default: 7)")
+    threads_help = "CPU threads, compared besides 1 (default: all physical cores, as train.py)"
     parser.add_argument("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/benchmark_<date>_<time>")
+    output_help = "folder for the files (default: output/benchmark_<date>_<time>)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
 
 

@@ -6,7 +6,7 @@
     python eval.py --weights W.safetensors --scales 0.75 1 1.25 --flip          # multi-scale and flip
     python eval.py --weights W.safetensors --data data/cityscapes --split val --output eval_out
 
-Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<protocol>` beside the weights).
+Prints the scores and writes eval.csv and per_class.csv into --output.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import dataclasses
 import time
 from pathlib import Path
 
-from common.cli import run_command
+from common.cli import CommandParser, run_command
 from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
+from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
 from common.train_stream import require_valid_pixels
 from common.typed_config import config_from_text
@@ -35,7 +36,6 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
-from tqdm import tqdm
 
 
 def class_scores(
@@ -87,7 +87,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     mine = range(rank, len(dataset), world_size)
-    for index in tqdm(mine, desc=description, unit="image", leave=False, disable=None if rank == 0 else True):
+    for index in track(mine, description, "image", keep=False, silent=rank > 0):
         sample = dataset.load(index)
         require_sides(dataset.pairs[index].image, sample.label.shape, protocol.input_scale * min(protocol.scales))
         image = paddle.to_tensor(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
@@ -133,20 +133,21 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the run's own)")
-    parser.add_argument(
-        "--split", default="val", help="train, val, or the name of another list in the root (default: val)"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for eval.csv and per_class.csv")
-    parser.add_argument(
-        "--input-scale", type=float, metavar="X", help="resize pictures by X: 0.5, 0.75, 1 (default: the run's)"
-    )
-    parser.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="multi-scale factors on top (default: the run's)"
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    add("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
+    add = parser.add_argument_group("data and output").add_argument
+    add("--data", metavar="DIR", help="root of the data set (default: the run's own)")
+    split_help = "train, val, or the name of another list in the root (default: val)"
+    add("--split", default="val", metavar="NAME", help=split_help)
+    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    add("--output", type=Path, metavar="DIR", help=output_help)
+    add = parser.add_argument_group("protocol").add_argument
+    input_scale_help = "factor on the picture's sides before the network: 0.5, 0.75, 1 (default: the run's)"
+    add("--input-scale", type=float, metavar="X", help=input_scale_help)
+    scales_help = "further factors, whose results are averaged (default: the run's)"
+    add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
+    add("--flip", action="store_true", help="average with the mirrored picture")
     return parser.parse_args()
 
 

@@ -29,15 +29,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.typed_config import config_from_text
 from stdc_seg.checkpoint import read_state
 from stdc_seg.config import Config
 from stdc_seg.inference import (
-    DygraphNetwork,
     InferenceNetwork,
     Network,
     OnnxNetwork,
+    PaddleNetwork,
     load_network,
     read_checkpoint_info,
 )
@@ -180,7 +180,7 @@ def write_onnx(weights: str, folder: str) -> None:
 
 def write_comparison(weights: str, folder: str, formats: list[str], size: list[int]) -> None:
     """Worker: runs what was exported into `folder` beside the network, and writes comparison.json."""
-    networks: dict[str, Network] = {"dygraph": DygraphNetwork(weights)}
+    networks: dict[str, Network] = {"dygraph": PaddleNetwork(weights)}
     if "paddle" in formats:
         networks["paddle"] = InferenceNetwork(folder)
     if "onnx" in formats:
@@ -272,13 +272,14 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py (.safetensors)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: <weights>_export beside the weights")
-    parser.add_argument("--formats", nargs="+", choices=list(FILES), default=list(FILES), help="default: both")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="compared and timed at this size (default: training crop)"
-    )
+    parser = CommandParser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
+    output_help = "folder for the files (default: <name of the weights>_export beside them)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
+    formats_help = "what is written (default: both)"
+    parser.add_argument("--formats", nargs="+", choices=list(FILES), default=list(FILES), help=formats_help)
+    size_help = "height and width in pixels that are compared and timed (default: the training crop's)"
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Networks ready to run, in three runtimes behind one method, and what must be known to feed them.
 
-    network, info = DygraphNetwork("best.safetensors"), read_checkpoint_info("best.safetensors")
+    network, info = PaddleNetwork("best.safetensors"), read_checkpoint_info("best.safetensors")
     network = OnnxNetwork("model.onnx")   # info = network.info
     logits = network.logits(images)       # float32 (B, 3, H, W) normalised -> float32 (B, num_classes, H, W)
 
@@ -105,7 +105,7 @@ class Network(Protocol):
         """Float32 (B, 3, H, W), normalised -> float32 (B, num_classes, H, W)."""
 
 
-class DygraphNetwork:
+class PaddleNetwork:
     """The Paddle network itself, filled from a checkpoint.
 
     Raises:

@@ -35,9 +35,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, run_command
 from common.pdparams import load_without_code, read_pdparams
 from stdc_seg.checkpoint import load_backbone, load_model, read_state
+from stdc_seg.config import CONFIG_DIR
 from stdc_seg.losses import IGNORE_INDEX, DetailLoss, OhemCrossEntropy
 from stdc_seg.models import STDCSeg
 from stdc_seg.models.layers import refuse_single_value_batch_norm
@@ -257,7 +258,9 @@ def _paddleseg_errors(config: str) -> Iterator[None]:
 
 def _build(args: argparse.Namespace, **changes: Any) -> tuple[Config, SegBuilder]:
     if not os.path.isfile(args.config):
-        raise UserError(f"no config file {args.config}: check the path; ours are in configs/paddleseg/")
+        known = sorted(path.name for path in (CONFIG_DIR / "paddleseg").glob("*.yml"))
+        nearest = did_you_mean(os.path.basename(args.config), known)
+        raise UserError(f"no config file {args.config}; in configs/paddleseg/: {nearest}")
     if args.device:
         paddle.set_device(args.device)
     with _paddleseg_errors(args.config):
@@ -329,40 +332,71 @@ def main() -> None:
 
 
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="{train,val}")
-    train = commands.add_parser("train", help="paddleseg's training loop")
-    train.set_defaults(run=_train)
-    val = commands.add_parser("val", help="paddleseg's evaluation")
-    val.set_defaults(run=_val)
-    for command in (train, val):
-        command.add_argument("--config", required=True, metavar="YML", help="paddleseg's config")
-        command.add_argument("--device", choices=("cpu", "gpu"), help="default: gpu where there is one")
-        command.add_argument("--num_workers", type=int, default=0, help="loader processes (default 0)")
-        command.add_argument("--opts", nargs="+", metavar="KEY=VALUE", help="change the config: model.name=stdc1")
-    train.add_argument("--save_dir", default="output/paddleseg", help="where iter_N/ and best_model/ go")
-    train.add_argument("--do_eval", action="store_true", help="evaluate at every save")
-    train.add_argument("--use_vdl", action="store_true", help="log for VisualDL")
-    train.add_argument("--use_ema", action="store_true", help="keep a moving average of the weights as well")
-    train.add_argument("--resume_model", metavar="DIR", help="go on from a folder iter_N")
-    train.add_argument("--iters", type=int, help="updates (default: the config's)")
-    train.add_argument("--batch_size", type=int, help="pictures per process (default: the config's)")
-    train.add_argument("--learning_rate", type=float, help="default: the config's")
-    train.add_argument("--save_interval", type=int, default=1000, help="updates between saves (default 1000)")
-    train.add_argument("--log_iters", type=int, default=10, help="updates between log lines (default 10)")
-    train.add_argument("--keep_checkpoint_max", type=int, default=5, help="how many iter_N to keep (default 5)")
-    train.add_argument("--seed", type=int, help="of weights and augmentation (default: random)")
-    train.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: mixed precision on a GPU")
-    train.add_argument("--amp_level", choices=("O1", "O2"), default="O1", help="of fp16")
-    val.add_argument("--model_path", required=True, metavar="FILE", help=".pdparams, or .safetensors of our train.py")
-    val.add_argument("--aug_eval", action="store_true", help="evaluate at --scales and with flips")
-    val.add_argument("--scales", type=float, nargs="+", help="of the picture: 0.5 is Seg50")
-    val.add_argument("--flip_horizontal", action="store_true", help="average with the mirrored picture")
-    val.add_argument("--flip_vertical", action="store_true", help="average with the picture upside down")
-    val.add_argument("--is_slide", action="store_true", help="slide a window")
-    val.add_argument("--crop_size", type=int, nargs=2, metavar=("W", "H"), help="of the window, in pixels")
-    val.add_argument("--stride", type=int, nargs=2, metavar=("W", "H"), help="of the window, in pixels")
+    _add_train(commands.add_parser("train", help="paddleseg's training loop", description=__doc__))
+    _add_val(commands.add_parser("val", help="paddleseg's evaluation", description=__doc__))
     return parser.parse_args()
+
+
+def _add_train(parser: CommandParser) -> None:
+    parser.set_defaults(run=_train)
+    add = _add_experiment(parser)
+    add("--learning_rate", type=float, metavar="X", help="rate at the start (default: the config's)")
+    add("--batch_size", type=int, metavar="N", help="pictures of an update per process (default: the config's)")
+    add("--seed", type=int, metavar="N", help="seed of weights and augmentation (default: random)")
+    add("--use_ema", action="store_true", help="keep a moving average of the weights as well")
+    add = parser.add_argument_group("data and output").add_argument
+    save_help = "where iter_N/ and best_model/ go (default: output/paddleseg)"
+    add("--save_dir", default="output/paddleseg", metavar="DIR", help=save_help)
+    keep_help = "how many folders iter_N are kept (default: 5)"
+    add("--keep_checkpoint_max", type=int, default=5, metavar="N", help=keep_help)
+    add("--log_iters", type=int, default=10, metavar="N", help="updates between log lines (default: 10)")
+    add("--use_vdl", action="store_true", help="log for VisualDL")
+    add = parser.add_argument_group("protocol").add_argument
+    add("--do_eval", action="store_true", help="evaluate at every save")
+    add = parser.add_argument_group("length and resuming").add_argument
+    add("--iters", type=int, metavar="N", help="updates in all (default: the config's)")
+    add("--save_interval", type=int, default=1000, metavar="N", help="updates between saves (default: 1000)")
+    add("--resume_model", metavar="DIR", help="go on from a folder iter_N (default: a new run)")
+    add = _add_machine(parser)
+    precision_help = "fp16: mixed precision on a GPU (default: fp32)"
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help=precision_help)
+    add("--amp_level", choices=("O1", "O2"), default="O1", help="of fp16 (default: O1)")
+
+
+def _add_val(parser: CommandParser) -> None:
+    parser.set_defaults(run=_val)
+    add = _add_experiment(parser)
+    add("--model_path", required=True, metavar="FILE", help=".pdparams, or .safetensors of our train.py")
+    add = parser.add_argument_group("protocol").add_argument
+    add("--aug_eval", action="store_true", help="evaluate at --scales and with flips")
+    scales_help = "factors on the picture's sides: 0.5 is Seg50 (default: the config's)"
+    add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
+    add("--flip_horizontal", action="store_true", help="average with the mirrored picture")
+    add("--flip_vertical", action="store_true", help="average with the picture upside down")
+    add("--is_slide", action="store_true", help="slide a window of --crop_size by --stride")
+    crop_help = "width and height of the window in pixels (default: none)"
+    add("--crop_size", type=int, nargs=2, metavar=("W", "H"), help=crop_help)
+    stride_help = "pixels from window to window (default: none)"
+    add("--stride", type=int, nargs=2, metavar=("W", "H"), help=stride_help)
+    _add_machine(parser)
+
+
+def _add_experiment(parser: CommandParser) -> Callable:
+    """What both commands read; returns how more is added to the group."""
+    add = parser.add_argument_group("experiment").add_argument
+    add("--config", required=True, metavar="YML", help="paddleseg's config")
+    add("--opts", nargs="+", metavar="KEY=VALUE", help="change the config: model.name=stdc1 (default: nothing)")
+    return add
+
+
+def _add_machine(parser: CommandParser) -> Callable:
+    """Likewise."""
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--device", choices=("cpu", "gpu"), help="where it runs (default: gpu where there is one)")
+    add("--num_workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
+    return add
 
 
 if __name__ == "__main__":

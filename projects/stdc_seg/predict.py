@@ -25,20 +25,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.cli import UserError, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import label_set
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
+from common.progress import track
 from stdc_seg.config import EvalProtocol
 from stdc_seg.data.transforms import normalize
 from stdc_seg.eval import class_scores
 from stdc_seg.export import current_onnx
-from stdc_seg.inference import DygraphNetwork, ModelInfo, Network, OnnxNetwork, read_checkpoint_info
+from stdc_seg.inference import ModelInfo, Network, OnnxNetwork, PaddleNetwork, read_checkpoint_info
 
 import numpy as np
 import paddle
-from tqdm import tqdm
 
 CITYSCAPES_SIZE = (1024, 2048)
 CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
@@ -60,12 +60,16 @@ class Predictor:
         network: The network in one of its runtimes.
         info: What the weight file says about its input.
         input_scale: Factor on the picture's sides before the network; None takes the weight file's.
+
+    Raises:
+        UserError: An `input_scale` that is not in (0, 4].
     """
 
     def __init__(self, network: Network, info: ModelInfo, input_scale: float | None = None):
         self.info = info
         self._network = network
-        self._protocol = EvalProtocol(input_scale or info.input_scale, scales=(1.0,), flip=False)
+        scale = info.input_scale if input_scale is None else input_scale
+        self._protocol = EvalProtocol(scale, scales=(1.0,), flip=False)
 
     @paddle.no_grad()
     def ids(self, image: np.ndarray) -> np.ndarray:
@@ -103,7 +107,7 @@ def open_predictor(weights: str, runtime: str | None = None, input_scale: float 
         return Predictor(network, network.info, input_scale)
     if is_onnx:
         raise UserError(f"{weights}: --runtime paddle needs the checkpoint (.safetensors), not its ONNX export")
-    return Predictor(DygraphNetwork(weights), info, input_scale)
+    return Predictor(PaddleNetwork(weights), info, input_scale)
 
 
 def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
@@ -176,7 +180,7 @@ def predict(
     predictor: Predictor, jobs: list[Job], write: Callable[[Job, np.ndarray, np.ndarray, ModelInfo], None]
 ) -> None:
     """Predicts picture by picture; stops at the first that cannot be read, leaving the results before it whole."""
-    for job in tqdm(jobs, desc="predict", unit="image", disable=None):
+    for job in track(jobs, "predict", "image"):
         image = read_image(job.picture)
         try:
             ids = predictor.ids(image)
@@ -215,23 +219,20 @@ def _write(target: Path, ending: str, content: bytes) -> None:
         stream.write(content)
 
 
-def _input_scale(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 4:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 4]")
-    return value
-
-
 def _parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint (.safetensors) or export (.onnx)")
-    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    parser.add_argument(
-        "--input-scale", type=_input_scale, metavar="X", help="resize pictures by X: 0.5, 0.75, 1 (default: the run's)"
-    )
-    parser.add_argument("--runtime", choices=["paddle", "onnx"], help="default: onnx on a CPU where it is installed")
-    parser.add_argument("--format", choices=["ids", "cityscapes"], default="ids", help="default: ids")
+    parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
+    add("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors, or export, .onnx")
+    input_scale_help = "factor on the picture's sides before the network: 0.5, 0.75, 1 (default: the run's)"
+    add("--input-scale", type=float, metavar="X", help=input_scale_help)
+    add = parser.add_argument_group("data and output").add_argument
+    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
+    add("--output", required=True, type=Path, metavar="DIR", help="where results go")
+    format_help = "ids: three files a picture; cityscapes: one, for the evaluation server (default: ids)"
+    add("--format", choices=("ids", "cityscapes"), default="ids", help=format_help)
+    add = parser.add_argument_group("speed and memory").add_argument
+    runtime_help = "what computes (default: onnx on a CPU where it is installed, else paddle)"
+    add("--runtime", choices=("paddle", "onnx"), help=runtime_help)
     return parser.parse_args()
 
 

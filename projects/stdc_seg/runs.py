@@ -136,7 +136,7 @@ def _default_config(data_root: str | None) -> str:
     """The config that train.py runs when none is named."""
     root = find_root(data_root or "data/cityscapes")
     if data_root is not None or root is not None:
-        _say(f"Cityscapes in {root or data_root}: config {CITYSCAPES_CONFIG}")
+        _say(f"taking {root or data_root} for Cityscapes: config {CITYSCAPES_CONFIG}")
         return CITYSCAPES_CONFIG
     _say("no data/cityscapes here: training on the embedded data, config quickstart")
     return "quickstart"

@@ -149,4 +149,6 @@ def test_what_cannot_be_measured_here_is_one_line(tmp_path):
         measure.open_stepper(Cell("paddleseg", "fastscn"))
     ended = run("--library", "smp", "--model", "fastscnn", "--out", str(tmp_path / "x"))
     assert ended.returncode == 1
-    assert ended.stderr == "error: smp fastscnn: no such network\n"
+    assert ended.stderr == (
+        "error: smp has no network 'fastscnn': valid: deeplabv3p_resnet50, deeplabv3_resnet50, pspnet_resnet50\n"
+    )

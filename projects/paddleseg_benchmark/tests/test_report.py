@@ -43,6 +43,7 @@ ENV = {
     "warmup_steps": 2,
     "steps": 3,
     "packages": {"numpy": "2.3.5"},
+    "peer_packages": None,  # where there was no --peer-python
 }
 
 
@@ -81,6 +82,7 @@ def test_a_speedup_relates_to_the_same_network_at_its_smallest_batch(rows):
 
 def test_the_table_has_a_line_per_number_and_a_reason_for_cells_without(rows):
     text = report.markdown(rows, ENV)
+    assert "mmsegmentation 1.2.2" in report.markdown(rows, ENV | {"peer_packages": {"mmsegmentation": "1.2.2"}})
     table, without = text.split("## Without numbers")
     lines = [line for line in table.splitlines() if line.startswith(("| fastscnn", "| unet"))]
     assert len(lines) == 4

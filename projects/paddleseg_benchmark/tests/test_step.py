@@ -29,7 +29,7 @@ def test_a_step_is_one_update_of_sgd_with_momentum_and_decay():
     velocity = 0.0
     for number in range(2):
         before = weight.numpy().copy()
-        network.compute_loss(paddle.to_tensor(images), paddle.to_tensor(labels)).backward()
+        network(paddle.to_tensor(images), paddle.to_tensor(labels)).backward()
         gradient = weight.grad.numpy().copy()
         weight.clear_grad()
         network.network.heads[0].bias.clear_grad()

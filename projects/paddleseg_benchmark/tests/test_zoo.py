@@ -45,6 +45,14 @@ def test_every_config_has_a_loss_per_coefficient_and_its_backbone(row):
     assert config.optimizer_cfg["momentum"] == 0.9
 
 
+def test_a_config_is_found_by_its_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = str(zoo.read_config(zoo.CONFIG_DIR / "fastscnn.yml"))
+    assert {str(zoo.read_config(name)) for name in ("fastscnn", "fastscnn.yml", "configs/fastscnn.yml")} == {wanted}
+    with pytest.raises(UserError, match="no config file fastscn: did you mean 'fastscnn.yml'"):
+        zoo.read_config("fastscn")
+
+
 def count_matches(row, network):
     """Whether the parameters are the reference's, without those that only the reference of ShuffleNetV2 has."""
     unused = 95_040 if row.name == "shufflenetv2" else 0
@@ -95,7 +103,7 @@ def test_loss_is_the_weighted_sum_of_each_outputs_cross_entropy():
         log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         picked = np.take_along_axis(log_probs, np.where(valid, labels, 0)[:, None], 1)[:, 0]
         expected -= coefficient * picked[valid].mean()
-    loss = network.compute_loss(paddle.to_tensor(images), paddle.to_tensor(labels))
+    loss = network(paddle.to_tensor(images), paddle.to_tensor(labels))
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -106,7 +114,7 @@ def test_a_batch_without_valid_pixels_teaches_nothing(loss):
     more = {"min_K": 64, "loss_th": 0.3} if loss == "BootstrappedCrossEntropyLoss" else {}
     network = small_network([{"type": loss, **more}], [1])
     images, labels = batch((16, 16))
-    value = network.compute_loss(paddle.to_tensor(images), paddle.full_like(paddle.to_tensor(labels), 255))
+    value = network(paddle.to_tensor(images), paddle.full_like(paddle.to_tensor(labels), 255))
     value.backward()
     assert float(value) == 0
     assert all(float(p.grad.abs().max()) == 0 for p in network.network.parameters())
@@ -129,7 +137,7 @@ def test_edge_losses_learn_from_the_derived_edges():
     logits = fields(network.network(images)[0])
     target = fields(zoo.edges(labels))[:, None]
     expected = 2 * (np.log1p(np.exp(logits)) - logits * target).mean()
-    assert float(network.compute_loss(images, labels)) == pytest.approx(expected, rel=1e-5)
+    assert float(network(images, labels)) == pytest.approx(expected, rel=1e-5)
 
 
 def without_dropout(layout):
@@ -145,7 +153,7 @@ def without_dropout(layout):
 
 def test_nhwc_loss_equals_nchw():
     images, labels = map(paddle.to_tensor, batch((33, 49)))
-    nchw, nhwc = (float(without_dropout(layout).compute_loss(images, labels)) for layout in ("NCHW", "NHWC"))
+    nchw, nhwc = (float(without_dropout(layout)(images, labels)) for layout in ("NCHW", "NHWC"))
     assert nhwc == pytest.approx(nchw, rel=1e-4)
 
 

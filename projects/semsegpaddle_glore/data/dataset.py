@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.labels import LabelSet, label_set, load_custom
+from common.cli import UserError, did_you_mean
+from common.labels import LabelSet, label_set, load_custom, names
 from common.list_dataset import ListDataset
 from common.train_stream import TrainStream
 from semsegpaddle_glore.config import AugmentConfig, DataConfig
@@ -21,7 +22,12 @@ def labels_of(config: DataConfig) -> LabelSet:
     """
     if config.dataset == "custom":
         return load_custom(Path(config.root) / "classes.yaml")
-    return label_set("cityscapes" if config.dataset == "toy" else config.dataset)
+    if config.dataset == "toy":
+        return label_set("cityscapes")
+    if config.dataset not in names():
+        valid = did_you_mean(config.dataset, [*names(), "custom", "toy"])
+        raise UserError(f"data.dataset: unknown data set '{config.dataset}': {valid}")
+    return label_set(config.dataset)
 
 
 def open_list(config: DataConfig, list_name: str) -> ListDataset:

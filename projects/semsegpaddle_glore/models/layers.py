@@ -90,45 +90,37 @@ def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
     return x.mean(3, keepdim=True).mean(2, keepdim=True)  # (B, C, H, 1), (B, C, 1, 1)
 
 
-def resize_bilinear(x: paddle.Tensor, size: tuple[int, int], align_corners: bool = True) -> paddle.Tensor:
-    """(B, C, h, w) -> (B, C, H, W).
-
-    Without aligned corners and with one output row or column, Paddle's kernel takes the first input, PyTorch's the
-    middle; no network here does that.
-    """
+def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
+    """Bilinear with aligned corners, as in SemSegPaddle. (B, C, h, w) -> (B, C, H, W)."""
     eager = paddle.in_dynamic_mode()  # an exported graph has no sides to compare
     if eager and tuple(x.shape[2:]) == tuple(size):
         return x
     if eager and not x.stop_gradient and x.place.is_cpu_place():
-        return _resize_by_products(x, size, align_corners)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+        return _resize_by_products(x, size)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-def _resize_by_products(x: paddle.Tensor, size: tuple[int, int], align_corners: bool) -> paddle.Tensor:
+def _resize_by_products(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
     """The same by a matrix product per axis, for training on a CPU: forward and backward take less than half the time.
 
     Works channels-last, the layout in which the losses read logits next.
     """
     batch, channels, in_height, in_width = x.shape
     height, width = size
-    rows = paddle.to_tensor(bilinear_weights(in_height, height, align_corners), dtype=x.dtype)  # (H, h)
-    columns = paddle.to_tensor(bilinear_weights(in_width, width, align_corners), dtype=x.dtype)  # (W, w)
+    rows = paddle.to_tensor(bilinear_weights(in_height, height), dtype=x.dtype)  # (H, h)
+    columns = paddle.to_tensor(bilinear_weights(in_width, width), dtype=x.dtype)  # (W, w)
     x = paddle.matmul(columns, x.transpose([0, 2, 3, 1]))  # (B, h, W, C)
     x = paddle.matmul(rows, x.reshape([batch, in_height, width * channels]))  # (B, H, W * C)
     return x.reshape([batch, height, width, channels]).transpose([0, 3, 1, 2])  # (B, C, H, W)
 
 
 @functools.lru_cache(maxsize=128)
-def bilinear_weights(in_size: int, out_size: int, align_corners: bool = True) -> np.ndarray:
+def bilinear_weights(in_size: int, out_size: int) -> np.ndarray:
     """Float32 (out_size, in_size), read-only: what each input contributes to each output along one axis."""
     # Positions in float32, as Paddle and PyTorch compute them.
     outputs = np.arange(out_size)
-    if align_corners:
-        step = np.float32((in_size - 1) / (out_size - 1)) if out_size > 1 else np.float32(0)
-        position = step * outputs.astype(np.float32)
-    else:
-        step = np.float32(in_size / out_size)
-        position = np.maximum(step * (outputs.astype(np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    step = np.float32((in_size - 1) / (out_size - 1)) if out_size > 1 else np.float32(0)
+    position = step * outputs.astype(np.float32)
     low = np.minimum(position.astype(np.int64), in_size - 1)
     high = np.minimum(low + 1, in_size - 1)
     fraction = position - low.astype(np.float32)
@@ -137,11 +129,6 @@ def bilinear_weights(in_size: int, out_size: int, align_corners: bool = True) ->
     weights[outputs, high] += fraction
     weights.flags.writeable = False
     return weights
-
-
-def resize_nearest(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
-    """(B, C, h, w) -> (B, C, H, W)."""
-    return F.interpolate(x, size=size, mode="nearest")
 
 
 def upsample_nearest(x: paddle.Tensor, factor: int, size: tuple[int, int]) -> paddle.Tensor:

@@ -145,8 +145,9 @@ def test_labels_of_the_data_sets(tmp_path):
     assert labels_of(CONFIG.data).class_names == label_set("cityscapes").class_names
     (tmp_path / "classes.yaml").write_text("name: mine\nclasses: [a, b]\n")
     assert labels_of(data_config("custom", tmp_path)).class_names == ("a", "b")
-    with pytest.raises(UserError, match="did you mean 'ade20k'"):
-        labels_of(data_config("ade20", tmp_path))
+    for wrong, right in (("ade20", "ade20k"), ("costum", "custom")):
+        with pytest.raises(UserError, match=f"unknown data set '{wrong}': did you mean '{right}'"):
+            labels_of(data_config(wrong, tmp_path))
 
 
 def test_roots(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import tracemalloc
 from common.cli import UserError
 from common.labels import label_set
 from semsegpaddle_glore.config import CONFIG_DIR
-from semsegpaddle_glore.word_embeddings import made_up_vectors, read_word_embeddings, write_made_up_vectors
+from semsegpaddle_glore.word_embeddings import made_up_vectors, read_word_embeddings
 
 import numpy as np
 import pytest
@@ -93,11 +93,15 @@ def test_a_large_file_needs_little_memory(tmp_path):
     assert path.stat().st_size > 20 * 2**20 > 20 * peak
 
 
-def test_made_up_vectors_are_committed_as_they_are_made(tmp_path):
+def test_made_up_vectors_are_committed_as_they_are_made():
     names = label_set("cityscapes").class_names
-    write_made_up_vectors(tmp_path / "made.txt", names)
     committed = CONFIG_DIR / "made_up_word_vectors.txt"
-    assert (tmp_path / "made.txt").read_bytes() == committed.read_bytes()
+    words = sorted({word for name in names for word in name.split()})
+    lines = [
+        f"{word} {' '.join(f'{value:.5f}' for value in vector)}\n"
+        for word, vector in zip(words, made_up_vectors(words), strict=True)
+    ]
+    assert committed.read_text() == "".join(lines)
     vectors = read_word_embeddings(committed, names)
     assert vectors.shape == (19, 50)
     np.testing.assert_array_equal(vectors[0], made_up_vectors(["road"])[0])

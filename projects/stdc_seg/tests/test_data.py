@@ -1,7 +1,8 @@
 import dataclasses
 
+from common.cli import UserError
 from stdc_seg.config import read_config
-from stdc_seg.data.dataset import open_list, train_stream
+from stdc_seg.data.dataset import labels_of, open_list, train_stream
 from stdc_seg.data.transforms import augment, jitter_color, normalize, random_crop, resize_pair
 
 import cv2
@@ -99,6 +100,12 @@ def test_resize_keeps_label_values():
     _, out = resize_pair(smooth_picture(0, (40, 40)), label, (77, 33))
     assert out.shape == (77, 33)
     assert set(np.unique(out)) == {0, 18}
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest():
+    for wrong, right in (("citiscapes", "cityscapes"), ("costum", "custom")):
+        with pytest.raises(UserError, match=f"unknown data set '{wrong}': did you mean '{right}'"):
+            labels_of(dataclasses.replace(CONFIG.data, dataset=wrong))
 
 
 def test_the_stream_augments_and_normalises(tmp_path):

@@ -12,7 +12,7 @@ from common.typed_config import config_to_text
 from stdc_seg import export as exporting
 from stdc_seg.checkpoint import TrainState, save_checkpoint
 from stdc_seg.config import read_config
-from stdc_seg.inference import DygraphNetwork, InferenceNetwork, OnnxNetwork, read_checkpoint_info
+from stdc_seg.inference import InferenceNetwork, OnnxNetwork, PaddleNetwork, read_checkpoint_info
 from stdc_seg.models import STDCSeg, build_model
 from stdc_seg.predict import open_predictor
 
@@ -75,7 +75,7 @@ def test_exports_compute_what_the_network_computes(exported, shape):
 
     assert len(np.unique(expected.argmax(1))) > 3  # there is something to get wrong
     for network in (
-        DygraphNetwork(exported.weights),
+        PaddleNetwork(exported.weights),
         InferenceNetwork(exported.folder),
         OnnxNetwork(exported.folder / "model.onnx"),
     ):

@@ -422,11 +422,12 @@ def test_mistakes_are_one_line(words, message, toy, tmp_path):
 def test_command_ends_with_one_line_and_status_1(tmp_path):
     script = Path(paddleseg_compat.__file__)
     done = subprocess.run(
-        [sys.executable, script, "val", "--config", "none.yml", "--model_path", "x"],
+        [sys.executable, script, "val", "--config", "stdc2_seg_50.yml", "--model_path", "x"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: no config file none.yml")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: no config file stdc2_seg_50.yml") and "did you mean 'stdc2_seg50.yml'" in line
     assert "Traceback" not in done.stderr
 
 

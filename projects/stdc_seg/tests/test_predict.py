@@ -99,6 +99,12 @@ def test_prediction_is_that_of_evaluation(weights, scale, size):
     assert recorder.images.shape[2:] == size
 
 
+@pytest.mark.parametrize("scale", [0.0, 5.0])
+def test_an_input_scale_without_sense_is_refused(weights, scale):
+    with pytest.raises(UserError, match=r"input_scale must be in \(0, 4\]"):
+        Predictor(Recorder(), read_checkpoint_info(weights), scale)
+
+
 def test_three_readable_results_per_picture(weights, tmp_path, monkeypatch):
     inputs, output = tmp_path / "in", tmp_path / "out"
     images = {"a": picture(1), "sub/b": picture(2, (131, 97))}

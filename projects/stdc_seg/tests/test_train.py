@@ -48,6 +48,18 @@ def test_a_run_leaves_its_files(reference):
     assert f"best val mIoU {float(run.best()['miou_percent']):.2f} %" in process.stdout
 
 
+def test_where_nobody_watches_an_evaluation_is_a_json_line(reference):
+    lines = [json.loads(line) for line in reference[0].stderr.splitlines() if line.startswith("{")]
+    said = [line for line in lines if "val_miou_percent" in line]
+    run = read_run(reference[1])
+    assert [line["step"] for line in said] == [int(row["step"]) for row in run.eval]
+    for line, row in zip(said, run.eval, strict=True):
+        assert line["val_miou_percent"] == pytest.approx(float(row["miou_percent"]), abs=1e-3)
+        assert line["val_loss"] == pytest.approx(float(row["loss"]), rel=1e-4)
+        assert (line["what"], line["total"]) == ("train", len(run.train))
+    assert said[-1]["best_step"] == int(run.best()["step"])
+
+
 def test_the_loss_falls(reference):
     losses = [float(row["loss"]) for row in read_run(reference[1]).train]
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
