@@ -24,6 +24,7 @@ RESNETS = ("resnet18", "resnet50", "resnet101", "resnet152", "resnet50s", "resne
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 VGGS = ("vgg16", "vgg16_bn")
 BACKBONES = (*RESNETS, "resnet50_half", *DENSENETS, *VGGS, "xception65")
+STAGE_STRIDES = (4, 8, 16, 32)
 # What a file of ImageNet weights holds for the classifier, which is not built here.
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.")
 
@@ -31,8 +32,8 @@ CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.")
 class Backbone(nn.Module):
     """A classification network without its classifier, cut into a stem and four stages.
 
-    Shapes: images (B, 3, H, W) -> four features (B, channels[i], H / stride, W / stride) at strides 4, 8, 16 and 32,
-        none above `output_stride`; sides are rounded up, by VGG and DenseNet down in the poolings between stages.
+    Shapes: images (B, 3, H, W) -> four features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), where VGG
+        and DenseNet round down in the poolings that they have between stages.
 
     Args:
         name: One of `BACKBONES`.
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
         stem: What precedes the stages.
         stages: The four stages.
         channels: Of each stage's features.
+        strides: Of each stage's features.
 
     Raises:
         UserError: Unknown name or output stride; a weight file that does not fit.
@@ -62,6 +64,7 @@ class Backbone(nn.Module):
         stem, stages, self.channels = _cut(name, network)
         self.stem = stem
         self.stages = nn.ModuleList(stages)
+        self.strides = tuple(min(stride, output_stride) for stride in STAGE_STRIDES)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Returns the features of the four stages."""

@@ -11,8 +11,6 @@ import torchvision
 from torch import nn
 from torchvision.models import vgg
 
-STRIDES = (4, 8, 16, 32)  # of the four stages
-
 
 def shaken(module, seed=0):
     """Random statistics and gains, so that no layer is the identity."""
@@ -57,8 +55,10 @@ def test_channels_and_strides_are_those_of_the_features(name, output_stride):
     with torch.device("meta"):
         backbone = Backbone(name, output_stride).eval()
         features = backbone(torch.empty(1, 3, 64, 96))
-    strides = [min(stride, output_stride) for stride in STRIDES]
-    expected = [(1, c, 64 // stride, 96 // stride) for c, stride in zip(backbone.channels, strides, strict=True)]
+    assert backbone.strides == tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+    expected = [
+        (1, c, 64 // stride, 96 // stride) for c, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
     assert [tuple(feature.shape) for feature in features] == expected
 
 
@@ -71,7 +71,7 @@ def test_dilated_features_are_the_undilated_ones_and_those_between(name):
         for output_stride in (8, 16):
             dilated = Backbone(name, output_stride).eval()
             dilated.load_state_dict(plain.state_dict())
-            for ours, theirs, stride in zip(dilated(images), expected, STRIDES, strict=True):
+            for ours, theirs, stride in zip(dilated(images), expected, plain.strides, strict=True):
                 step = max(1, stride // output_stride)
                 assert (ours[..., ::step, ::step] - theirs).abs().max() < 1e-5 * theirs.abs().max()
 

@@ -132,11 +132,6 @@ def assert_close(ours, theirs):
     assert np.abs(ours.numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def strides_of(name, output_stride):
-    """Of the features."""
-    return (4, 4) if name.startswith("hrnet") else [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-
-
 def assert_same_outputs(name, model, network):
     images = np.random.default_rng(0).standard_normal((2, 3, 65, 97), dtype=np.float32)
     with torch.no_grad(), paddle.no_grad():
@@ -208,7 +203,7 @@ def test_hrnet_fusion_of_this_test_is_timms_at_multiples_of_32():
 def test_dilated_outputs_agree_with_torch(name, output_stride):
     network = randomise(torch_network(name, output_stride), seed=3)
     model = filled(name, network, output_stride)
-    assert model.output_stride == output_stride
+    assert model.output_stride == model.strides[-1] == output_stride
     assert_same_outputs(name, model, network)
 
 
@@ -245,6 +240,7 @@ def test_dilated_network_holds_every_value_of_the_strided_one(name):
     images = paddle.to_tensor(np.random.default_rng(5).standard_normal((1, 3, 97, 130), dtype=np.float32))
     with paddle.no_grad():
         few, many = strided(images), dilated(images)
+    assert dilated.strides == (4, 8, 8, 8)
     for sparse, dense, step in zip(few, many, (1, 1, 2, 4), strict=True):
         dense = dense[:, :, ::step, ::step].numpy()
         assert np.abs(sparse.numpy() - dense).max() <= 1e-5 * np.abs(dense).max()
@@ -265,10 +261,10 @@ def test_multi_grid_multiplies_the_last_stages_dilations():
 
 def test_stage_plans_by_hand():
     assert plan_stages((1, 2, 2, 2), 8, input_stride=4) == [
-        StagePlan(1, 1, 1),
-        StagePlan(2, 1, 1),
-        StagePlan(1, 1, 2),
-        StagePlan(1, 2, 4),
+        StagePlan(1, 1, 1, 4),
+        StagePlan(2, 1, 1, 8),
+        StagePlan(1, 1, 2, 8),
+        StagePlan(1, 2, 4, 8),
     ]
 
 
@@ -311,7 +307,7 @@ def test_two_pictures_of_65_pixels_train_every_parameter(name, output_stride):
     images = paddle.randn([2, 3, 65, 65])
     with refuse_single_value_batch_norm(model):
         features = model(images)
-    for feature, channels, stride in zip(features, model.out_channels, strides_of(name, output_stride), strict=True):
+    for feature, channels, stride in zip(features, model.out_channels, model.strides, strict=True):
         assert feature.shape == [2, channels, math.ceil(65 / stride), math.ceil(65 / stride)]
     sum((feature**2).mean() for feature in features).backward()
     for key, parameter in model.named_parameters():
@@ -329,7 +325,7 @@ def test_any_size_works(name, size):
         features = model(paddle.zeros([1, 3, *size]))
     expected = [
         [1, c, math.ceil(size[0] / s), math.ceil(size[1] / s)]
-        for c, s in zip(model.out_channels, strides_of(name, 32), strict=True)
+        for c, s in zip(model.out_channels, model.strides, strict=True)
     ]
     assert [feature.shape for feature in features] == expected
 

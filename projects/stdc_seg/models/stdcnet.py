@@ -68,6 +68,9 @@ class STDCNet(nn.Layer):
         name: "stdc1" (STDCNet813 in the official code) or "stdc2" (STDCNet1446).
     """
 
+    out_channels = STDC_CHANNELS
+    strides = (2, 4, 8, 16, 32)
+
     def __init__(self, name: str):
         super().__init__()
         blocks = [ConvBNReLU(3, 32, 3, stride=2, init="backbone"), ConvBNReLU(32, 64, 3, stride=2, init="backbone")]

@@ -1,10 +1,10 @@
 """Backbones: `build_backbone` is the door.
 
-All keep one contract. `backbone(images)` returns a list of features with `out_channels` channels (a tuple of the list's
-length); the last feature is for the decode head, the one before it for the auxiliary head; `output_stride` is the last
-feature's stride. With `num_classes` > 0 the ImageNet classifier is there too, and `backbone.classify(images)` returns
-its logits (B, num_classes). State-dict names are torchvision's (ResNet, ResNeXt, EfficientNet) or timm's (HRNet,
-Xception), with Paddle's `_mean` and `_variance` for the running statistics.
+All keep one contract. `backbone(images)` returns a list of features with `out_channels` channels at `strides` (tuples
+of the list's length); the last feature is for the decode head, the one before it for the auxiliary head;
+`output_stride` is the last feature's stride. With `num_classes` > 0 the ImageNet classifier is there too, and
+`backbone.classify(images)` returns its logits (B, num_classes). State-dict names are torchvision's (ResNet, ResNeXt,
+EfficientNet) or timm's (HRNet, Xception), with Paddle's `_mean` and `_variance` for the running statistics.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from typing import NamedTuple
 class StagePlan(NamedTuple):
     """What one stage (or block) does to the size.
 
-    `dilation` is for the convolutions up to and including the one that strides, `dilation_after` for those behind it.
+    `dilation` is for the convolutions up to and including the one that strides, `dilation_after` for those behind it,
+    `output_stride` is the stage's, counted from the picture.
     """
 
     stride: int
     dilation: int
     dilation_after: int
+    output_stride: int
 
 
 def plan_stages(strides: Sequence[int], output_stride: int, input_stride: int) -> list[StagePlan]:
@@ -34,9 +36,9 @@ def plan_stages(strides: Sequence[int], output_stride: int, input_stride: int) -
     current, dilation = input_stride, 1
     for stride in strides:
         if current * stride > output_stride:
-            plans.append(StagePlan(1, dilation, dilation * stride))
+            plans.append(StagePlan(1, dilation, dilation * stride, current))
             dilation *= stride
         else:
             current *= stride
-            plans.append(StagePlan(stride, dilation, dilation))
+            plans.append(StagePlan(stride, dilation, dilation, current))
     return plans

@@ -153,6 +153,7 @@ class EfficientNet(nn.Layer):
         channels = [scaled_channels(stage.channels, scaling.width) for stage in STAGES]
         self.output_stride = output_stride
         self.out_channels = tuple(channels[index] for index in FEATURE_STAGES)
+        self.strides = tuple(plans[index].output_stride for index in FEATURE_STAGES)
         counts = [math.ceil(stage.blocks * scaling.depth) for stage in STAGES]
         in_channels = scaled_channels(STEM_CHANNELS, scaling.width)
         layers = [_conv_bn_silu(3, in_channels, 3, scaling, stride=2)]

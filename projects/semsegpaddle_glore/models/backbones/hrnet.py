@@ -69,6 +69,7 @@ class HRNet(nn.Layer):
     """
 
     output_stride = 4
+    strides = (4, 4)
 
     def __init__(self, name: str, num_classes: int = 0):
         super().__init__()

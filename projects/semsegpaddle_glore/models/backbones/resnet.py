@@ -144,6 +144,7 @@ class ResNet(nn.Layer):
         self.output_stride = output_stride
         self.out_channels = tuple(planes * expansion for planes in STAGE_PLANES)
         plans = plan_stages(STAGE_STRIDES, output_stride, input_stride=4)
+        self.strides = tuple(plan.output_stride for plan in plans)
         self.conv1 = conv2d(3, 64, 7, stride=2)
         self.bn1 = batch_norm(64)
         self.layer1 = _stage(shape, 0, 64, plans[0])

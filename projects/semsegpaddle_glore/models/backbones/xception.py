@@ -130,6 +130,7 @@ class Xception(nn.Layer):
         self._feature_blocks = [*[index - 1 for index in before_stride], len(shapes) - 1]
         self.output_stride = output_stride
         self.out_channels = tuple(shapes[index].channels[2] for index in self._feature_blocks)
+        self.strides = tuple(plans[index].output_stride for index in self._feature_blocks)
         self.stem = nn.Sequential(ConvBN(3, 32, 3, stride=2), ConvBN(32, 64, 3))
         blocks = []
         in_channels = 64
