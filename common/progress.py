@@ -78,6 +78,11 @@ class Progress:
         elif not self._bar.disable:
             self._bar.write(text, file=sys.stderr)
 
+    def print(self, text: str) -> None:
+        """Prints a line of the result to standard output, above the bar."""
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
     def close(self) -> None:
         """Ends the bar."""
         self._bar.close()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, run_command
+from common.progress import Progress
 from weights_convert.archs import Arch, all_archs, find_arch
 from weights_convert.conversion import (
     Conversion,
@@ -122,18 +123,20 @@ def prove_all(options: Options, report: Path | None) -> int:
     if report is not None:
         start_report(report)
     rows = []
-    for arch in all_archs():
-        for source in arch.sources:
+    networks = [(arch, source) for arch in all_archs() for source in arch.sources]
+    with Progress(len(networks), "prove", "network") as bar:
+        for arch, source in networks:
             try:
                 chosen = dataclasses.replace(options, source=source.name)
                 row = in_own_process(_prove_random, arch.name, chosen) | {"failure": None}
-                print(summary_line(row), flush=True)
+                bar.print(summary_line(row))
             except UserError as error:
                 row = {"arch": arch.name, "source": source.name, "failure": str(error)}
-                print(f"{arch.name:<21}{source.name:<13}FAILED: {error}", flush=True)
+                bar.print(f"{arch.name:<21}{source.name:<13}FAILED: {error}")
             rows.append(row)
             if report is not None:
                 write_report(report, rows)
+            bar.update()
     failed = sum(row["failure"] is not None for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} proven")
     return 1 if failed else 0

@@ -77,6 +77,12 @@ def test_a_terminal_gets_the_bar_and_the_text(monkeypatch):
     assert "train: 100%" in written and "4/4" in written and "loss=0.25" in written
 
 
+def test_a_line_of_the_result_goes_to_standard_output(capsys):
+    with Progress(total=2, what="prove", unit="network") as bar:
+        bar.print("resnet18 proven")
+    assert capsys.readouterr() == ("resnet18 proven\n", "")
+
+
 def test_the_other_processes_say_nothing(clock, monkeypatch, capsys):
     with Progress(total=4, what="train", unit="step", silent=True) as bar:
         bar.event("step 1", step=1)
