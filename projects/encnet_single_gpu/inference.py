@@ -57,15 +57,16 @@ def load_network(weights: str | os.PathLike, class_names: tuple[str, ...] | None
     state, config = read_experiment(weights)
     model = build_model(config.model.name, config.model.backbone, len(class_names or state.class_names))
     load_evaluated(weights, model, class_names or state.class_names)
-    return TrainedNetwork(model.eval(), state, config, _palette(config, len(state.class_names)))
+    return TrainedNetwork(model.eval(), state, config, _palette(config, state.class_names))
 
 
-def _palette(config: Config, num_classes: int) -> np.ndarray:
-    """The data set's; for a custom set that is not on this machine what it has by default."""
+def _palette(config: Config, class_names: tuple[str, ...]) -> np.ndarray:
+    """(num_classes, 3) uint8: the data set's; default colours for a custom set that is not where the config says."""
     if config.data.dataset != "custom":
         return labels_of(config.data).palette
     root = find_root(config.data.root)
-    classes = None if root is None else root / "classes.yaml"
-    if classes is None or not classes.is_file():
-        return voc_colormap()[1 : num_classes + 1]
-    return load_custom(classes).palette
+    if root is not None and (root / "classes.yaml").is_file():
+        labels = load_custom(root / "classes.yaml")
+        if labels.class_names == class_names:
+            return labels.palette
+    return voc_colormap()[1 : len(class_names) + 1]  # as load_custom gives them: the first of the map is black

@@ -201,7 +201,7 @@ def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
         commit_changed=changed,
         weights_sha256=sha256_of(weights),
         class_names=state.class_names,
-        palette=_tuples(_palette(config, len(state.class_names)).tolist()),
+        palette=_tuples(_palette(config, state.class_names).tolist()),
         channel_order="RGB",
         scale=1 / 255,
         mean=config.data.mean,
@@ -210,15 +210,16 @@ def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
     )
 
 
-def _palette(config: Config, num_classes: int) -> np.ndarray:
-    """(num_classes, 3) uint8: the data set's; the VOC bit pattern for a custom set that is not on this machine."""
+def _palette(config: Config, class_names: tuple[str, ...]) -> np.ndarray:
+    """(num_classes, 3) uint8: the data set's; default colours for a custom set that is not where the config says."""
     if config.data.dataset != "custom":
         return labels_of(config.data).palette
     root = find_root(config.data.root)
-    classes = None if root is None else root / "classes.yaml"
-    if classes is None or not classes.is_file():
-        return voc_colormap()[:num_classes]
-    return load_custom(classes).palette
+    if root is not None and (root / "classes.yaml").is_file():
+        labels = load_custom(root / "classes.yaml")
+        if labels.class_names == class_names:
+            return labels.palette
+    return voc_colormap()[1 : len(class_names) + 1]  # as load_custom gives them: the first of the map is black
 
 
 def _tuples(value: object) -> object:
