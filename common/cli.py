@@ -49,12 +49,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the command with one line; `argparse` calls it."""
         names = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
-        unknown = [name for name in names if not any(option.startswith(name) for option in self._option_string_actions)]
+        unknown = [name for name in names if not self._is_option(name)]
         if unknown:  # said first: a word that is missing may be one that was misspelt
             nearest = get_close_matches(unknown[0], self._option_string_actions, n=1, cutoff=0.6)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             message = f"{unknown[0]} is no option: {hint}see {self.prog} --help"
         sys.exit(_fail(message, status=2))
+
+    def _is_option(self, name: str) -> bool:
+        options = self._option_string_actions
+        return name in options or (self.allow_abbrev and any(option.startswith(name) for option in options))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -1,4 +1,4 @@
-"""One function over many items, on all cores, in order, with a progress bar; and threads that may hang."""
+"""One function over many items, on all cores, in order, saying how far it is; and threads that may hang."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """How long work says how far it is: a bar with the time left on a terminal, JSON lines where nobody watches.
 
-Both go to standard error, so that standard output holds results alone. Where standard error is no terminal (a pipe, a
-batch system, a file) it gets one JSON object per line: at most one of progress every 30 s, so that short work is quiet,
-and one for every event.
+Both go to standard error. Where that is no terminal (a pipe, a batch system, a file) it gets one JSON object per line:
+at most one of progress every 30 s, so that short work is quiet, and one for every event.
 
     {"time": "2026-11-21T14:03:05Z", "what": "train", "done": 120, "total": 400, "eta_s": 142.8, "loss": 0.52}
 """

@@ -11,14 +11,15 @@ from common.cli import CommandParser
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("ci", "common", "projects", "results", "weights_convert")
 UNGROUPED = 5  # so many options are seen at a glance; more are grouped
 
 
 def commands():
     """Every file that ends as a command does, as users name it."""
-    for path in sorted(ROOT.glob("*/**/*.py")):
+    for path in sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
         name = path.relative_to(ROOT)
-        if not {"tests", "faults", ".venv"} & set(name.parts) and "    run_command(main)" in path.read_text():
+        if not {"tests", "faults"} & set(name.parts) and "    run_command(main)" in path.read_text():
             yield pytest.param(name, [], id=str(name))
     lists = Path("common/create_dataset_list.py")
     for word in ("check", "stats"):

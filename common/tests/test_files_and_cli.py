@@ -180,3 +180,11 @@ def test_a_mistake_in_the_words_is_one_line_with_the_nearest_name(words, message
         parser.parse_args(words.split())
     captured = capsys.readouterr()
     assert (ended.value.code, captured.out, captured.err) == (2, "", f"error: {message}\n")
+
+
+def test_without_abbreviations_the_begin_of_a_name_is_none(capsys):
+    parser = CommandParser("Trains.", prog="train.py", allow_abbrev=False)
+    parser.add_argument("--model")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--mode", "x"])
+    assert capsys.readouterr().err == "error: --mode is no option: did you mean --model? see train.py --help\n"
