@@ -8,10 +8,12 @@ a byte order mark.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ class Pair(NamedTuple):
     """A picture and its label, both as full paths. The label is None in lists of pictures alone (test sets)."""
 
     image: Path
-    label: Path | None
+    label: Path | None = None
 
 
 class Line(NamedTuple):
@@ -94,14 +96,25 @@ def read_list(path: str | os.PathLike, root: str | os.PathLike | None = None, ch
     """
     root = Path(path).parent if root is None else Path(root)
     folders = FolderListing(root)
-    lines = _split(_read_lines(path), folders, path)
-    for line in lines:
-        _refuse_outside(line, path)
-    if check_files:
-        refuse_missing([name for line in lines for name in line.paths], folders, path)
-    base = str(root)
-    full = [[Path(f"{base}/{name}") for name in line.paths] for line in lines]
-    return [Pair(paths[0], paths[1] if len(paths) == 2 else None) for paths in full]
+    with _garbage_uncollected():
+        lines = _split(_read_lines(path), folders, path)
+        for line in lines:
+            _refuse_outside(line, path)
+        if check_files:
+            refuse_missing([name for line in lines for name in line.paths], folders, path)
+        return [Pair(*map(folders.full_path, line.paths)) for line in lines]
+
+
+@contextlib.contextmanager
+def _garbage_uncollected() -> Iterator[None]:
+    """Pauses the search for cycles: it would take as long as reading a long list, in which there are none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class FolderListing:
@@ -110,6 +123,14 @@ class FolderListing:
     def __init__(self, root: Path):
         self.root = root
         self._names: dict[str, frozenset[str]] = {}
+        self._folders: dict[str, Path] = {}
+
+    def full_path(self, path: str) -> Path:
+        """Returns `path` below the root; its folder is parsed once, as parsing is most of a list's reading."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = self.root / folder
+        return self._folders[folder] / name
 
     def holds(self, path: str) -> bool:
         """Whether `path`, relative to the root with forward slashes, exists."""

@@ -1,7 +1,6 @@
 """Long runs in flat memory, and long lists."""
 
 import json
-import time
 
 from common.list_file import read_list
 
@@ -110,8 +109,8 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("separator", [",", " ", pytest.param("\t", marks=SLOW), pytest.param("|", marks=SLOW)])
-def test_a_list_of_100_000_lines(separator, tmp_path, tried, capsys):
-    """The promise is 2 s; what is asserted leaves room for slow machines. Processor time, as others may work too."""
+def test_a_list_of_100_000_lines(separator, tmp_path, tried):
+    """Whole and in order; how long it takes is measured by `ci/benchmark_list_reading.py`."""
     tried(f"lists of {LINES} lines read with a check of their files", "common/list_file.py")
     names = [f"{kind}/{i}.png" for kind in ("image", "label") for i in range(1000)]
     for name in names:
@@ -119,10 +118,7 @@ def test_a_list_of_100_000_lines(separator, tmp_path, tried, capsys):
         (tmp_path / name).touch()
     lines = (f"image/{i % 1000}.png{separator}label/{i % 1000}.png\n" for i in range(LINES))
     (tmp_path / "train.txt").write_text("".join(lines))
-    start = time.process_time()
     pairs = read_list(tmp_path / "train.txt")
-    seconds = time.process_time() - start
-    with capsys.disabled():
-        print(f"\n{LINES} lines with {separator!r}: {seconds:.2f} s")
-    assert len(pairs) == LINES and pairs[-1].label == tmp_path / "label/999.png"
-    assert seconds < 6
+    every = [(tmp_path / f"image/{i}.png", tmp_path / f"label/{i}.png") for i in range(1000)]
+    assert len(pairs) == LINES
+    assert all(pairs[start : start + 1000] == every for start in range(0, LINES, 1000))

@@ -88,7 +88,7 @@ def test_a_picture_that_never_arrives_stops_the_run_and_is_named(dataset, monkey
     assert len([next(batches) for _ in range(2)]) == 2
     with pytest.raises(UserError, match=rf"i{hanging}\.png or its label: not read in 0\.2 seconds"):
         next(batches)
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 60  # and not HANGS_AFTER's own 300
 
 
 def test_labels_without_anything_to_learn_stop_the_run():

@@ -1,4 +1,4 @@
-"""Time and memory of whole conversions, file to file."""
+"""Memory of whole conversions, file to file. Their times are measured: results/speed.md."""
 
 import json
 import subprocess
@@ -7,8 +7,7 @@ import sys
 import pytest
 
 MEASURED = """
-import json, re, sys, time
-start = time.perf_counter()
+import json, re, sys
 from pathlib import Path
 import timm, torchvision
 from weights_convert.archs import find_arch
@@ -19,8 +18,7 @@ def status(key):
 
 imports = status("VmRSS")
 conversion, written = convert(find_arch(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Options())
-seconds, cpu = time.perf_counter() - start, time.process_time()
-print(json.dumps([seconds, cpu, status("VmHWM") - imports, conversion.proof.largest]))
+print(json.dumps([status("VmHWM") - imports, conversion.proof.largest]))
 """
 SAVED = """
 import sys, torch
@@ -30,17 +28,15 @@ torch.save(find_arch(sys.argv[1]).sources[0].build(1000).module.state_dict(), sy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "limit_s"), [("resnet101", 30), ("hrnet_w48", 60)])
-def test_the_largest_conversions_stay_within_time_and_memory(arch, limit_s, tmp_path):
+@pytest.mark.parametrize("arch", ["resnet101", "hrnet_w48"])
+def test_the_largest_conversions_stay_within_memory(arch, tmp_path):
     checkpoint = tmp_path / "w.pth"
     subprocess.run([sys.executable, "-c", SAVED, arch, str(checkpoint)], check=True)
     command = [sys.executable, "-c", MEASURED, arch, str(checkpoint), str(tmp_path / "w.pdparams")]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, cpu, memory, largest = json.loads(result.stdout.splitlines()[-1])
+    memory, largest = json.loads(result.stdout.splitlines()[-1])
     size = checkpoint.stat().st_size
     networks = 2 * size  # the source's and the Paddle network's tensors
-    print(f"{arch}: {seconds:.1f} s, {cpu:.1f} CPU s, {memory / size:.2f} x the checkpoint, {largest:.1e}")
+    print(f"{arch}: {memory / size:.2f} x the checkpoint, {largest:.1e}")
     assert memory <= 3 * size + networks
-    # Processor time, which another load on the machine does not change; alone on two cores the clock shows less.
-    assert cpu < limit_s
     assert largest <= 1e-5
