@@ -33,7 +33,7 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
 
     Raises:
         UserError: A field without default is missing, one is not known, or one is not of its type. Whole numbers may
-            not be negative, tuples not be empty and numbers in them not infinite.
+            not be negative, tuples not be empty and numbers in them not infinite; a palette has one colour per class.
     """
     kinds = typing.get_type_hints(header_class)
     if not isinstance(values, dict) or not values.keys() <= kinds.keys():
@@ -48,6 +48,11 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
             raise UserError(f"{where}: its header is damaged: '{field.name}' is {value}: take another copy of the file")
         if field.name not in values and is_needed:
             raise UserError(f"{where}: its header is damaged: no '{field.name}': take another copy of the file")
+    palette = values.get("palette")
+    if palette is not None and (len(palette) != len(values["class_names"]) or max(map(max, palette)) > 255):
+        raise UserError(
+            f"{where}: its header is damaged: 'palette' is not one RGB per class: take another copy of the file"
+        )
     return header_class(**{name: _tuples(value) for name, value in values.items()})
 
 

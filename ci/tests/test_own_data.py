@@ -1,5 +1,6 @@
 """The README's way to one's own data, as it stands there, in every project."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from common.run_log import read_run
 import cv2
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your own data\n")[2].partition("\n## ")[0]
@@ -72,3 +74,7 @@ def test_three_commands_train_on_ones_own_pictures(project, tmp_path):
     names = [row["class_name"] for row in per_class]
     assert names == (["road", "kerb", "person"] if with_ids else ["0", "1", "2"])
     assert all(0 <= float(row["iou_percent"]) <= 100 for row in per_class)
+    if with_ids:  # predictions have the colours of classes.yaml wherever they are made
+        with safe_open(folder / "best.safetensors", "np") as file:
+            (palette,) = re.findall(r'"palette": (\[\[.*?\]\])', " ".join(file.metadata().values()))
+        assert json.loads(palette)[2] == [220, 20, 60]

@@ -39,6 +39,7 @@ class TrainState:
         mean: Of RGB pictures scaled to 0..1.
         std: Likewise.
         scaler: State of the gradient scaler of fp16 training; empty otherwise.
+        palette: RGB by train id, 0..255; None in files written before it was kept.
     """
 
     step: int
@@ -49,6 +50,7 @@ class TrainState:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scaler: dict[str, float] = dataclasses.field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
 
 def save_checkpoint(

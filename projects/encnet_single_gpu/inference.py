@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from common.labels import load_custom, voc_colormap
-from common.list_dataset import find_root
+from common.labels import voc_colormap
 from common.typed_config import config_from_text
 from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
 from encnet_single_gpu.config import Config
@@ -57,16 +56,13 @@ def load_network(weights: str | os.PathLike, class_names: tuple[str, ...] | None
     state, config = read_experiment(weights)
     model = build_model(config.model.name, config.model.backbone, len(class_names or state.class_names))
     load_evaluated(weights, model, class_names or state.class_names)
-    return TrainedNetwork(model.eval(), state, config, _palette(config, state.class_names))
+    return TrainedNetwork(model.eval(), state, config, _palette(config, state))
 
 
-def _palette(config: Config, class_names: tuple[str, ...]) -> np.ndarray:
-    """(num_classes, 3) uint8: the data set's; default colours for a custom set that is not where the config says."""
+def _palette(config: Config, state: TrainState) -> np.ndarray:
+    """(num_classes, 3) uint8: the checkpoint's; the data set's or default colours for a file that holds none."""
+    if state.palette is not None:
+        return np.array(state.palette, np.uint8)
     if config.data.dataset != "custom":
         return labels_of(config.data).palette
-    root = find_root(config.data.root)
-    if root is not None and (root / "classes.yaml").is_file():
-        labels = load_custom(root / "classes.yaml")
-        if labels.class_names == class_names:
-            return labels.palette
-    return voc_colormap()[1 : len(class_names) + 1]  # as load_custom gives them: the first of the map is black
+    return voc_colormap()[1 : len(state.class_names) + 1]  # as load_custom gives them: the first of the map is black

@@ -216,6 +216,7 @@ class Trainer:
             mean=self.config.data.mean,
             std=self.config.data.std,
             scaler=self.scaler.state_dict(),
+            palette=tuple(map(tuple, self.labels.palette.tolist())),
         )
 
     def _load(self, checkpoint: Path) -> None:

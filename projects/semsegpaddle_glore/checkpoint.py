@@ -39,6 +39,7 @@ class TrainState:
         config_text: The experiment as YAML; mean and std of the pictures are in it.
         class_names: By train id.
         scaler: State of the loss scaling; empty where there is none.
+        palette: RGB by train id, 0..255; None in files written before it was kept.
     """
 
     step: int
@@ -47,6 +48,7 @@ class TrainState:
     config_text: str
     class_names: tuple[str, ...]
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
 
 def save_checkpoint(

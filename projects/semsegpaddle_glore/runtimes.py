@@ -20,12 +20,11 @@ from typing import Protocol
 
 from common.cli import UserError
 from common.files import sha256_of
-from common.labels import load_custom, voc_colormap
-from common.list_dataset import find_root
+from common.labels import voc_colormap
 from common.run_log import git_commit
 from common.typed_config import config_from_text, config_to_text
 from common.weight_header import header_from_values
-from semsegpaddle_glore.checkpoint import read_state
+from semsegpaddle_glore.checkpoint import TrainState, read_state
 from semsegpaddle_glore.config import Config, EvalProtocol
 from semsegpaddle_glore.data.dataset import labels_of
 from semsegpaddle_glore.networks import load_network
@@ -201,7 +200,7 @@ def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
         commit_changed=changed,
         weights_sha256=sha256_of(weights),
         class_names=state.class_names,
-        palette=_tuples(_palette(config, state.class_names).tolist()),
+        palette=_tuples(_palette(config, state).tolist()),
         channel_order="RGB",
         scale=1 / 255,
         mean=config.data.mean,
@@ -210,16 +209,13 @@ def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
     )
 
 
-def _palette(config: Config, class_names: tuple[str, ...]) -> np.ndarray:
-    """(num_classes, 3) uint8: the data set's; default colours for a custom set that is not where the config says."""
+def _palette(config: Config, state: TrainState) -> np.ndarray:
+    """(num_classes, 3) uint8: the checkpoint's; the data set's or default colours for a file that holds none."""
+    if state.palette is not None:
+        return np.array(state.palette, np.uint8)
     if config.data.dataset != "custom":
         return labels_of(config.data).palette
-    root = find_root(config.data.root)
-    if root is not None and (root / "classes.yaml").is_file():
-        labels = load_custom(root / "classes.yaml")
-        if labels.class_names == class_names:
-            return labels.palette
-    return voc_colormap()[1 : len(class_names) + 1]  # as load_custom gives them: the first of the map is black
+    return voc_colormap()[1 : len(state.class_names) + 1]  # as load_custom gives them: the first of the map is black
 
 
 def _tuples(value: object) -> object:

@@ -148,6 +148,7 @@ class Trainer:
             config_text=config_to_text(self.config),
             class_names=self.labels.class_names,
             scaler=self.updater.scaler_state(),
+            palette=tuple(map(tuple, self.labels.palette.tolist())),
         )
         save_checkpoint(self.plan.folder / name, self.model, self.updater.optimizer, state, resumable)
 

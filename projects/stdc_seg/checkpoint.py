@@ -40,6 +40,7 @@ class TrainState:
         class_names: By train id.
         mean: Of RGB pictures scaled to 0..1.
         std: Likewise.
+        palette: RGB by train id, 0..255; None in files written before it was kept.
     """
 
     step: int
@@ -49,6 +50,7 @@ class TrainState:
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
 
 def save_checkpoint(

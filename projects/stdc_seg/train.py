@@ -142,6 +142,7 @@ class Trainer:
             class_names=self.labels.class_names,
             mean=self.config.data.mean,
             std=self.config.data.std,
+            palette=tuple(map(tuple, self.labels.palette.tolist())),
         )
 
     def _distributed_network(self) -> paddle.nn.Layer:

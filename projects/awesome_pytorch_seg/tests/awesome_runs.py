@@ -42,7 +42,7 @@ def write_data(root, count=6, size=(72, 80), classes=3):
     split = count * 2 // 3
     (root / "train.txt").write_text("".join(lines[:split]))
     (root / "val.txt").write_text("".join(lines[split:]))
-    (root / "classes.yaml").write_text("name: squares\nclasses: [one, two, three]\n")
+    (root / "classes.yaml").write_text("name: squares\nclasses: [one, {name: two, color: [9, 8, 7]}, three]\n")
     return root
 
 

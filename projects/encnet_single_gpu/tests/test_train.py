@@ -70,13 +70,15 @@ def test_where_nobody_watches_an_evaluation_is_a_json_line(data, tmp_path, capsy
 
 def test_own_pictures_in_the_recipe_of_the_embedded_data_are_not_called_embedded(tmp_path):
     data = write_data(tmp_path / "mine")
-    (data / "classes.yaml").write_text("name: squares\nclasses: [one, two, three]\nids: {1: 0, 2: 1, 3: 2}\n")
+    (data / "classes.yaml").write_text(
+        "name: squares\nclasses: [{name: one, color: [9, 8, 7]}, two, three]\nids: {1: 0, 2: 1, 3: 2}\n"
+    )
     train(data, tmp_path / "out", 2, "--config", "quickstart", "--dataset", "custom", "--warmup-share", 0)
     folder = run_folder(tmp_path / "out")
     assert read_run(folder).env["dataset"] == "custom"
     with tiny_networks():
         palette = load_network(folder / "last.safetensors").palette
-    assert np.array_equal(palette, voc_colormap()[1:4])  # as a classes.yaml without colours has it
+    assert np.array_equal(palette, [[9, 8, 7], *voc_colormap()[2:4]])  # a class without colour has its default
 
 
 @pytest.mark.parametrize(("stop", "resumed_at"), [(2, 0), (5, 4)])
