@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 LONGEST_ERROR = 4000  # characters
+LONGEST_NUMBER = 18  # digits of a word: what 64 bits hold
 
 
 class UserError(ValueError):
@@ -26,6 +27,22 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     nearest = get_close_matches(name, valid, n=1, cutoff=0.6)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"{hint}valid: {', '.join(valid)}"
+
+
+def positive(text: str) -> int:
+    """A word of a command that has to be a number from 1."""
+    return _number_from(1, text)
+
+
+def not_negative(text: str) -> int:
+    """A word of a command that has to be a number from 0."""
+    return _number_from(0, text)
+
+
+def _number_from(lowest: int, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text[:LONGEST_NUMBER]) < lowest or len(text) > LONGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from {lowest}")
+    return int(text)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -49,12 +66,20 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the command with one line; `argparse` calls it."""
         names = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
-        unknown = [name for name in names if not self._is_option(name)]
+        parser = self._with_the_options()
+        unknown = [name for name in names if parser is not None and not parser._is_option(name)]
         if unknown:  # said first: a word that is missing may be one that was misspelt
-            nearest = get_close_matches(unknown[0], self._option_string_actions, n=1, cutoff=0.6)
+            nearest = get_close_matches(unknown[0], parser._option_string_actions, n=1, cutoff=0.6)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
-            message = f"{unknown[0]} is no option: {hint}see {self.prog} --help"
+            message = f"{unknown[0]} is no option: {hint}see {parser.prog} --help"
         sys.exit(_fail(message, status=2))
+
+    def _with_the_options(self) -> CommandParser | None:
+        """Whose options the words are: the subcommand's; None where the subcommand itself is misspelt."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return next((action.choices[word] for word in self._words if word in action.choices), None)
+        return self
 
     def _is_option(self, name: str) -> bool:
         options = self._option_string_actions

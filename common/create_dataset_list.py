@@ -19,6 +19,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"check": _check, "stats": _stats}
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
+    if words and words[0] not in LAYOUTS and get_close_matches(words[0], commands, cutoff=0.6):
+        raise UserError(f"unknown command '{words[0]}': {did_you_mean(words[0], [*commands, *LAYOUTS])}")
     return _create(words)
 
 

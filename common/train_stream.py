@@ -126,7 +126,10 @@ class BatchLoader:
 
 
 class ValidPixels:
-    """Stops a run whose first 200 labels have next to nothing to learn (over 99 % ignored): a wrong label mapping."""
+    """Stops a run with next to nothing to learn, as a wrong label mapping leaves it.
+
+    That is over 99 % ignored in the first 200 labels, or everything where a run ends before.
+    """
 
     def __init__(self):
         self.labels = self.valid = self.pixels = 0
@@ -142,10 +145,23 @@ class ValidPixels:
         self.labels += label.shape[0]
         self.valid += int((label != IGNORE).sum())
         self.pixels += label.size
-        if self.labels >= 200 and self.valid < 0.01 * self.pixels:
+        if self.labels >= 200:
+            self._require(0.01)
+
+    def at_the_end(self) -> None:
+        """Judges a training that saw fewer labels.
+
+        Raises:
+            UserError: Every pixel of every label was ignored.
+        """
+        if self.labels:
+            self._require(1 / self.pixels)
+
+    def _require(self, share: float) -> None:
+        if self.valid < share * self.pixels:
             raise UserError(
                 f"{100 - 100 * self.valid / self.pixels:.1f} % of the pixels of the first {self.labels} labels are "
-                f"ignored: is data.dataset right for these labels? common/create_dataset_list.py check names the cause"
+                "ignored: is the data set named right for these labels? common/create_dataset_list.py check says why"
             )
 
 

@@ -56,6 +56,25 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
     return header_class(**{name: _tuples(value) for name, value in values.items()})
 
 
+def require_classes(where: str | os.PathLike, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """Raises UserError unless a checkpoint's classes are those of the data, by name and in the same order."""
+    if stored == wanted:
+        return
+    hint = "use weights and data of the same classes"
+    if stored[1:] == wanted or stored == wanted[1:]:
+        more, names = ("the checkpoint", stored) if len(stored) > len(wanted) else ("the data", wanted)
+        hint = f"{more} has '{names[0]}' before them: {hint}"
+    elif sorted(stored) == sorted(wanted):
+        hint = "the same names in another order: give the data the order of the checkpoint"
+    raise UserError(
+        f"{where}: made for {len(stored)} classes ({_few(stored)}), the data has {len(wanted)} ({_few(wanted)}): {hint}"
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value of JSON is of an annotated type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -14,6 +14,7 @@ from typing import Any
 from common.cli import UserError
 from common.files import atomic_write, sha256_of
 from common.run_log import environment, git_commit
+from common.weight_card import card_of
 from weights_convert import proof
 from weights_convert.conversion import SEED, Conversion, three_digits
 from weights_convert.weight_files import read_weights, write_weights
@@ -89,7 +90,7 @@ def write_proven(
         with atomic_write(rest, "wb") as stream:
             write_weights(stream, ".safetensors", left_out)
         written.append(rest)
-    card = out.with_name(f"{out.name}.card.yaml")
+    card = card_of(out)
     with atomic_write(card) as stream:
         content = describe(conversion, written, weights, licence)
         yaml.safe_dump(content, stream, sort_keys=False, allow_unicode=True, width=120)

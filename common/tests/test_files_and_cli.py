@@ -1,10 +1,11 @@
+import argparse
 import errno
 import os
 import pickle
 import subprocess
 import sys
 
-from common.cli import CommandParser, UserError, did_you_mean
+from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive
 from common.cpu import configure_cpu, physical_cores
 from common.files import atomic_write, sha256_of
 from common.pdparams import read_pdparams
@@ -180,6 +181,39 @@ def test_a_mistake_in_the_words_is_one_line_with_the_nearest_name(words, message
         parser.parse_args(words.split())
     captured = capsys.readouterr()
     assert (ended.value.code, captured.out, captured.err) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian --config x", "argument {train,val}: 'trian': did you mean 'train'? valid: train, val"),
+        ("train --conifg x", "--conifg is no option: did you mean --config? see compat.py train --help"),
+        ("train --config x --what", "--what is no option: see compat.py train --help"),
+        ("val --config x", "--config is no option: see compat.py val --help"),
+    ],
+)
+def test_a_mistake_in_a_subcommand_is_its_own(words, message, capsys):
+    parser = CommandParser("Two commands.", prog="compat.py")
+    commands = parser.add_subparsers(required=True, metavar="{train,val}")
+    commands.add_parser("train", description="Trains.").add_argument("--config", required=True)
+    commands.add_parser("val", description="Evaluates.")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words.split())
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
+
+
+@pytest.mark.parametrize("text", ["1", "7", "0"])
+def test_numbers_of_words(text):
+    assert not_negative(text) == int(text)
+    if text != "0":
+        assert positive(text) == int(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "two", "", "²", "1" * 5000])
+def test_what_is_no_whole_number_is_refused(text):
+    for kind in (positive, not_negative):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a number from"):
+            kind(text)
 
 
 def test_without_abbreviations_the_begin_of_a_name_is_none(capsys):

@@ -100,3 +100,15 @@ def test_labels_without_anything_to_learn_stop_the_run():
         valid.look_at(label)
     enough = ValidPixels()
     enough.look_at(np.full((200, 10, 10), 3))
+
+
+def test_a_short_run_is_judged_at_its_end():
+    valid = ValidPixels()
+    valid.at_the_end()  # a run that had nothing left to train
+    label = np.full((2, 10, 10), 255)
+    valid.look_at(label)
+    with pytest.raises(UserError, match=r"100\.0 % of the pixels of the first 2 labels are ignored"):
+        valid.at_the_end()
+    label[0, 0, 0] = 3
+    valid.look_at(label)
+    valid.at_the_end()

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from common.cli import UserError
-from common.weight_header import header_from_json
+from common.weight_header import header_from_json, require_classes
 
 import pytest
 
@@ -54,3 +54,20 @@ def test_what_does_not_fit_is_one_line(change, message):
 def test_what_is_no_header_is_one_line(text):
     with pytest.raises(UserError, match=r"w: its header (is damaged|holds)"):
         header_from_json(Header, text, "w")
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "message"),
+    [
+        ("abc", "abd", r"made for 3 classes \(a, b, c\), the data has 3 \(a, b, d\): use weights and data"),
+        ("abcde", "ab", r"5 classes \(a, b, c, \.\.\.\), the data has 2 \(a, b\): use weights and data"),
+        ("ab", "ba", "the same names in another order"),
+        ("zab", "ab", "the checkpoint has 'z' before them"),
+        ("ab", "zab", "the data has 'z' before them"),
+        ("abz", "ab", "the data has 2 .*: use weights and data"),
+    ],
+)
+def test_other_classes_are_named(stored, wanted, message):
+    require_classes("w", tuple(stored), tuple(stored))
+    with pytest.raises(UserError, match=message):
+        require_classes("w", tuple(stored), tuple(wanted))
