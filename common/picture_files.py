@@ -56,7 +56,8 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads a picture as RGB, whole or not at all.
 
-    An EXIF orientation is not applied: labels are drawn on the pixels as stored.
+    An EXIF orientation is not applied: labels are drawn on the pixels as stored. Of 16 bits the upper 8 count, alpha
+    (PNG, WebP) does not, and of a TIFF of several pages the first does.
 
     Returns:
         (height, width, 3) uint8, RGB.

@@ -21,7 +21,8 @@ _JPEG_START, _JPEG_SCAN = b"\xff\xd8", 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BMP_CORE = 12  # bytes of the oldest header, whose sides have 16 bits
 _TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COLOURS, _TIFF_ORIENTATION, _TIFF_CHANNELS = 256, 257, 262, 274, 277
+_TIFF_CMYK = 5
 _TIFF_SHORT = 3
 _WEBP_ANIMATION = 2
 
@@ -67,8 +68,8 @@ def parse_header(data: bytes, path: str | os.PathLike) -> PictureHeader:
         path: The name for errors.
 
     Raises:
-        PictureError: An empty file, another kind of file, a header that ends early, an animation, no pixels, or more
-            than `MAX_PIXELS`.
+        PictureError: An empty file, another kind of file, a header that ends early, an animation, a TIFF of
+            more channels than RGB, no pixels, or more than `MAX_PIXELS`.
     """
     if not data:
         raise PictureError(path, "the file is empty; copy it again")
@@ -157,6 +158,9 @@ def _parse_tiff(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
             orientation = start + 8
     if _TIFF_WIDTH not in values or _TIFF_HEIGHT not in values:
         return None
+    channels = values.get(_TIFF_CHANNELS, 1)
+    if channels > 3 and values.get(_TIFF_COLOURS) != _TIFF_CMYK:  # OpenCV would multiply RGB by the fourth
+        raise PictureError(path, f"{channels} channels in a TIFF; networks here see RGB: save those three as a picture")
     return PictureHeader("tiff", (values[_TIFF_HEIGHT], values[_TIFF_WIDTH]), data_start=orientation)
 
 

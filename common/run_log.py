@@ -6,7 +6,7 @@
         train.csv      one row per logged step
         eval.csv       one row per evaluation: protocol, split and scores
         per_class.csv  one row per evaluation and class
-        curve.png      validation mIoU and training loss against iterations
+        curve.png      mIoU and loss in validation and the training loss against iterations
 
 Rows are appended and flushed one by one, so a killed run keeps what it had; a half-written last line is no row.
 """
@@ -299,7 +299,7 @@ def _per_class_rows(step: int, split: str, matrix: ConfusionMatrix, class_names:
 
 
 def draw_curve(run: Run, path: str | os.PathLike, title: str) -> None:
-    """Draws validation mIoU (left axis) and training loss (right axis, smoothed) against iterations into a PNG."""
+    """Draws mIoU (left axis), training loss (right axis, smoothed) and validation loss against iterations into a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -309,7 +309,10 @@ def draw_curve(run: Run, path: str | os.PathLike, title: str) -> None:
     if steps:
         right = left.twinx()
         right.plot(steps, _smooth(losses), color="0.65", linewidth=1.2, label="training loss")
-        right.set_ylabel("training loss", color="0.45")
+        for split in sorted({row["split"] for row in run.eval}):
+            points = [(int(row["step"]), float(row["loss"])) for row in run.eval if row["split"] == split]
+            right.plot(*zip(*points, strict=True), color="0.45", linestyle=":", marker=".", label=f"{split} loss")
+        right.set_ylabel("loss", color="0.45")
         right.set_ylim(bottom=0)
         left.set_zorder(right.get_zorder() + 1)
         left.patch.set_visible(False)
@@ -321,7 +324,7 @@ def draw_curve(run: Run, path: str | os.PathLike, title: str) -> None:
     if best:
         x, y = int(best["step"]), float(best["miou_percent"])
         left.annotate(f"{y:.2f} %", (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontweight="bold")
-        left.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     left.set(xlabel="iterations", ylabel="mean IoU (%)", title=title, ylim=(0, 100))
     left.grid(alpha=0.25)
     with atomic_write(path, "wb") as stream:

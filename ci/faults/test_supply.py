@@ -12,29 +12,6 @@ from targets import ENV, REPOSITORY, RESUMABLE, TARGETS, Command, pictures, run,
 PIN = re.compile(r"[A-Za-z0-9_.\-]+==[0-9][A-Za-z0-9.]*")
 REQUIREMENTS = ("requirements.txt", "requirements-nodeps.txt")
 
-# Python runs this before anything else in a process and in all that it starts: who connects to anything but this
-# machine, or asks for an address, is noted and refused.
-BLOCKED = """
-import os, sys
-
-def _hook(event, args):
-    if event in ("socket.connect", "socket.sendto"):
-        address = args[1]
-        if not isinstance(address, tuple) or str(address[0]) in ("127.0.0.1", "::1", "localhost", ""):
-            return
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
-        address = args[0]
-        if address in (None, "", "localhost", "127.0.0.1", "::1"):
-            return
-    else:
-        return
-    with open(os.environ["NETWORK_TRIED"], "a") as stream:
-        stream.write(f"{event} {address} by {sys.argv}\\n")
-    raise OSError(f"the network is closed: {event} {address}")
-
-sys.addaudithook(_hook)
-"""
-
 
 def pins():
     lines = [line.strip() for name in REQUIREMENTS for line in (REPOSITORY / name).read_text().splitlines()]
@@ -54,11 +31,9 @@ def test_every_requirement_is_pinned_and_is_what_is_installed(tried):
 @pytest.fixture
 def closed(tmp_path):
     """Environment variables under which no process reaches the network, and the file that names who tried."""
-    folder, log = tmp_path / "closed", tmp_path / "network_tried.txt"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(BLOCKED)
+    log = tmp_path / "network_tried.txt"
     log.touch()
-    return {"PYTHONPATH": str(folder), "NETWORK_TRIED": str(log)}, log
+    return {"PYTHONPATH": str(REPOSITORY / "ci" / "closed_network"), "NETWORK_TRIED": str(log)}, log
 
 
 def test_the_block_blocks(closed):

@@ -1,5 +1,6 @@
 """Pictures are read whole or refused; palette PNGs give indices."""
 
+import io
 import pickle
 import struct
 import zlib
@@ -119,3 +120,20 @@ def test_wide_and_coloured_labels_are_handed_over_as_they_are(tmp_path):
 def test_the_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(PictureError("a.png", "damaged")))
     assert (str(error), error.reason) == ("a.png: damaged", "damaged")
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_channels_besides_rgb_are_refused(tmp_path, channels):
+    """OpenCV takes the fourth of a TIFF for alpha, multiplies by it, and leaves out the others."""
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 4), 100, np.uint8), "RGBA").save(stream, "TIFF")
+    data = stream.getvalue()
+    count = data.index(struct.pack("<HHI", 277, 3, 1)) + 8
+    (tmp_path / "infrared.tif").write_bytes(data[:count] + bytes([channels]) + data[count + 1 :])
+    with pytest.raises(PictureError, match=rf"infrared\.tif: {channels} channels in a TIFF; networks here see RGB"):
+        read_image(tmp_path / "infrared.tif")
+
+
+def test_a_cmyk_tiff_is_a_picture(tmp_path):
+    Image.fromarray(np.full((4, 5, 4), (0, 0, 0, 55), np.uint8), "CMYK").save(tmp_path / "print.tif")
+    assert (read_image(tmp_path / "print.tif") == 200).all()

@@ -86,6 +86,12 @@ def test_a_full_run_has_a_difference(tmp_path):
     assert row.comparison_text == ("-10.50",)
 
 
+def test_a_small_difference_of_one_seed_is_called_none(tmp_path):
+    runs = [write_run(tmp_path, seed=seed, scope="full", scores=(40.0, 70.1, 50.0)) for seed in (0, 1)]
+    assert rows_of(runs[0], experiment=EXPERIMENT)[0].comparison_text == ("-0.40 (one seed: no difference)",)
+    assert rows_of(*runs, experiment=EXPERIMENT)[0].comparison_text == ("-0.40",)
+
+
 @pytest.mark.parametrize(
     ("run", "reference", "why"),
     [
