@@ -299,7 +299,7 @@ def _per_class_rows(step: int, split: str, matrix: ConfusionMatrix, class_names:
 
 
 def draw_curve(run: Run, path: str | os.PathLike, title: str) -> None:
-    """Draws mIoU (left axis), training loss (right axis, smoothed) and validation loss against iterations into a PNG."""
+    """Draws mIoU (left axis), training loss (right axis, smoothed) and validation loss against iterations as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from common.cli import UserError
+from common.files import sha256_of
 from common.strict_yaml import load_yaml
 
 CLOSE = 1e-4  # 0.485 and 0.4850 are one mean; 0.485 and 0.5 are not
@@ -19,18 +20,23 @@ def card_of(weights: str | os.PathLike) -> Path:
 def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Stops a training whose pictures are normalised otherwise than its weights expect, as far as a card says so.
 
+    A file whose bytes are not those that the card describes is refused as well.
+
     Args:
         weights: The file of backbone weights.
         mean: Of RGB pictures scaled to 0..1, as the experiment has it.
         std: Likewise.
 
     Raises:
-        UserError: The card names another mean or std, or cannot be read.
+        UserError: The card names another mean, std or sha256, or cannot be read.
     """
     card = card_of(weights)
     if not card.is_file():
         return
-    for name, given, expected in zip(("mean", "std"), (mean, std), _read_input(card), strict=True):
+    *inputs, sha256 = _read(card)
+    if Path(weights).is_file() and sha256 not in (None, sha256_of(weights)):
+        raise UserError(f"{weights}: not the file that {card.name} describes (sha256): copy or convert it again")
+    for name, given, expected in zip(("mean", "std"), (mean, std), inputs, strict=True):
         if len(given) != len(expected) or any(abs(a - b) > CLOSE for a, b in zip(given, expected, strict=True)):
             raise UserError(
                 f"{weights}: trained with {name} {list(expected)} ({card.name}), the experiment has {list(given)}: "
@@ -38,13 +44,16 @@ def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std:
             )
 
 
-def _read_input(card: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _read(card: Path) -> tuple[tuple[float, ...], tuple[float, ...], str | None]:
+    """Mean, std and the sha256 of the weight file, if the card has it."""
     try:
-        found = load_yaml(card.read_text(encoding="utf-8"), str(card))["input"]
-        return tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
+        content = load_yaml(card.read_text(encoding="utf-8"), str(card))
+        found, weights = content["input"], card.name.removesuffix(".card.yaml")
+        mean, std = tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
+        return mean, std, dict(content.get("files", {})).get(weights)
     except UserError:
         raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{card}: not a card of torch2paddle.py ({error}): convert the weights again or remove it"
         ) from None

@@ -1,5 +1,7 @@
 """Weights are not fed pictures of another normalisation."""
 
+from hashlib import sha256
+
 from common.cli import UserError
 from common.weight_card import card_of, require_same_input
 
@@ -41,3 +43,14 @@ def test_other_statistics_stop_with_the_words_to_add(tmp_path, mean, std, messag
 def test_what_is_no_card_is_named(tmp_path, text):
     with pytest.raises(UserError, match="resnet50.pdparams.card.yaml"):
         require_same_input(write_card(tmp_path, text), MEAN, STD)
+
+
+def test_another_file_under_the_same_name_is_refused(tmp_path):
+    digest = sha256(b"weights").hexdigest()
+    text = f"input: {{mean: {list(MEAN)}, std: {list(STD)}}}\nfiles: {{resnet50.pdparams: {digest}}}\n"
+    weights = write_card(tmp_path, text)
+    weights.write_bytes(b"weights")
+    require_same_input(weights, MEAN, STD)
+    weights.write_bytes(b"others")
+    with pytest.raises(UserError, match=r"not the file that resnet50\.pdparams\.card\.yaml describes"):
+        require_same_input(weights, MEAN, STD)
