@@ -30,10 +30,11 @@ def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std:
     Raises:
         UserError: The card names another mean, std or sha256, or cannot be read.
     """
-    card = card_of(weights)
-    if not card.is_file():
+    both_kinds = Path(weights).with_suffix("")  # `--out resnet50` writes two weight files and one card
+    card = next((card for card in map(card_of, (weights, both_kinds)) if card.is_file()), None)
+    if card is None:
         return
-    *inputs, sha256 = _read(card)
+    *inputs, sha256 = _read(card, Path(weights).name)
     if Path(weights).is_file() and sha256 not in (None, sha256_of(weights)):
         raise UserError(f"{weights}: not the file that {card.name} describes (sha256): copy or convert it again")
     for name, given, expected in zip(("mean", "std"), (mean, std), inputs, strict=True):
@@ -44,11 +45,11 @@ def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std:
             )
 
 
-def _read(card: Path) -> tuple[tuple[float, ...], tuple[float, ...], str | None]:
+def _read(card: Path, weights: str) -> tuple[tuple[float, ...], tuple[float, ...], str | None]:
     """Mean, std and the sha256 of the weight file, if the card has it."""
     try:
         content = load_yaml(card.read_text(encoding="utf-8"), str(card))
-        found, weights = content["input"], card.name.removesuffix(".card.yaml")
+        found = content["input"]
         mean, std = tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
         return mean, std, dict(content.get("files", {})).get(weights)
     except UserError:

@@ -5,6 +5,7 @@ import pickle
 
 from common.cli import UserError
 from common.files import sha256_of
+from common.weight_card import require_same_input
 from weights_convert import torch2paddle
 
 import numpy as np
@@ -62,6 +63,10 @@ def test_a_file_is_converted_with_its_card(checkpoint, out, tmp_path, monkeypatc
     assert list(card["proof"]["stages"]) == ["conv1", "blocks.0", "blocks.1", "encoding", "hidden", "fc", "output"]
     assert card["tensors"] == {"converted": 19, "left_out": {"Paddle has no such counter": 2}}
     assert card["versions"]["paddle"] == paddle.__version__
+    mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    require_same_input(out, mean, std)
+    with pytest.raises(UserError, match=r"set data\.mean=\[0\.485,0\.456,0\.406\]"):
+        require_same_input(out, (0.5, 0.5, 0.5), std)
 
 
 def test_paddle_reads_the_file_and_gets_the_same_tensors(checkpoint, out, tmp_path):
@@ -87,6 +92,9 @@ def test_a_name_without_suffix_gives_both_kinds(checkpoint, out, tmp_path):
     assert pickled.keys() == safe.keys()
     for name, value in safe.items():
         np.testing.assert_array_equal(pickled[name], value)
+    for path in written[:2]:
+        with pytest.raises(UserError, match=r"\(tiny\.card\.yaml\), the experiment has \[0\.5, 0\.5, 0\.5\]"):
+            require_same_input(path, (0.5, 0.5, 0.5), (0.229, 0.224, 0.225))
 
 
 def test_the_number_of_classes_is_the_weights(out, tmp_path):
