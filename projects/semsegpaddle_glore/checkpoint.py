@@ -16,7 +16,7 @@ from typing import Any
 from common.cli import UserError
 from common.files import atomic_write
 from common.pdparams import read_pdparams
-from common.weight_header import header_from_json
+from common.weight_header import header_from_json, require_classes
 
 import numpy as np
 import paddle
@@ -58,17 +58,19 @@ def save_checkpoint(
     state: TrainState,
     resumable: bool = True,
 ) -> None:
-    """Writes the model, the optimizer's moments (if `resumable`) and `state` to one file, whole or not at all.
-
-    Weights are float32: where the model holds a float16 copy (AMP O2), the optimizer's own float32 weight is written.
-    """
-    masters = optimizer.state_dict().get("master_weights", {})
-    tensors = {f"model.{name}": _float32(masters.get(value.name, value)) for name, value in model.state_dict().items()}
+    """Writes the model, the optimizer's moments (if `resumable`) and `state` to one file, whole or not at all."""
+    tensors = {f"model.{name}": value for name, value in float32_weights(model, optimizer).items()}
     if resumable:
         tensors |= {f"optimizer.{name}": value for name, value in _moments(model, optimizer).items()}
     header = {FORMAT: json.dumps(dataclasses.asdict(state))}  # one entry: several are written in random order
     with atomic_write(path, "wb") as stream:
         stream.write(safetensors.numpy.save(tensors, metadata=header))
+
+
+def float32_weights(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
+    """The model's tensors; where it holds a float16 copy (AMP O2), the optimizer's own float32 weight."""
+    masters = optimizer.state_dict().get("master_weights", {})
+    return {name: _float32(masters.get(value.name, value)) for name, value in model.state_dict().items()}
 
 
 def read_state(path: str | os.PathLike) -> TrainState:
@@ -96,15 +98,6 @@ def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str,
     require_classes(path, state.class_names, class_names)
     _fill(model, read_tensors(path, "model."), path)
     return state
-
-
-def require_classes(path: str | os.PathLike, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    """Raises UserError unless a checkpoint's classes are those of the data, in the same order."""
-    if stored != wanted:
-        raise UserError(
-            f"{path}: made for {len(stored)} classes ({_few(stored)}), the data has {len(wanted)} ({_few(wanted)}): "
-            f"use weights and data of the same classes"
-        )
 
 
 def load_optimizer(path: str | os.PathLike, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
@@ -221,5 +214,5 @@ def _float32(tensor: paddle.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy(), np.float32)
 
 
-def _few(names: tuple[str, ...] | list[str]) -> str:
+def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

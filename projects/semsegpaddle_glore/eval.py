@@ -27,7 +27,8 @@ from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
 from common.train_stream import require_valid_pixels
 from common.typed_config import config_from_text
-from semsegpaddle_glore.checkpoint import read_state, require_classes
+from common.weight_header import require_classes
+from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import (
     Config,
     DataConfig,

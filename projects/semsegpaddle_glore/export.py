@@ -10,8 +10,8 @@ std, channel order, scale, class names, palette and the run's protocol are in mo
 file.
 
 Each step runs in a process of its own, because exporters end by abort() and exit(-1). The results are run again and
-compared with the network at --size (default: the training crop) and at another, odd size that no stride and no pyramid
-grid divides; a difference leaves no file behind.
+compared with the network at --size (default: the training crop) and at two others, one of them odd, which no stride and
+no pyramid grid divides; a difference leaves no file behind.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ import paddle
 import yaml
 
 FILES = {"paddle": ("model.pdiparams", "model.yaml", "model.json"), "onnx": ("model.onnx",)}
-ODD_SHAPE = (2, 3, 97, 161)  # neither side a multiple of any stride, and more than one picture
+OTHER_SHAPES = ((2, 3, 97, 161), (1, 3, 128, 96))  # sides that no stride divides, and that each does; two pictures
 MAX_DIFFERENCE, MIN_AGREEMENT_PERCENT = 1e-4, 99.99
 OPSET = 13
 TIMED_RUNS = 3
@@ -166,7 +166,7 @@ def write_comparison(weights: str, folder: str, formats: list[str], size: list[i
         networks["paddle"] = InferenceNetwork(folder)
     if "onnx" in formats:
         networks["onnx"] = OnnxNetwork(Path(folder) / "model.onnx")
-    shapes = [(1, 3, *size), ODD_SHAPE]
+    shapes = [(1, 3, *size), *OTHER_SHAPES]
     rows = [dataclasses.asdict(row) for shape in shapes for row in compare(networks, shape)]
     (Path(folder) / "comparison.json").write_text(json.dumps(rows))
 

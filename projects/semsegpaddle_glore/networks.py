@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from common.typed_config import config_from_text
+from common.weight_header import require_classes
 from semsegpaddle_glore.checkpoint import load_model, read_state, read_tensors
 from semsegpaddle_glore.config import Config, word_vectors_file
 from semsegpaddle_glore.models import Segmentor, build_model
@@ -22,8 +23,10 @@ def build_network(
     them, so that the file is not needed again.
 
     Raises:
-        UserError: A part of the network that does not exist; no vector for a class.
+        UserError: A part of the network that does not exist; no vector for a class; a checkpoint of other classes.
     """
+    if checkpoint is not None:
+        require_classes(checkpoint, read_state(checkpoint).class_names, class_names)
     return build_model(
         config.model.name,
         config.model.backbone,

@@ -3,13 +3,15 @@
     python predict.py --weights output/<run>/best.safetensors --input street.jpg --output out
     python predict.py --weights output/<run>/best_export/model.onnx --input folder more.png --output out
     python predict.py --weights W.safetensors --input data/cityscapes/leftImg8bit/test --output out --format cityscapes
+    python predict.py --weights W.safetensors --input data/ade20k/images/validation --output out --format ade
 
 For every picture, at the picture's own size:
     <stem>_ids.png      train ids, 8-bit grey
     <stem>_color.png    the same ids as a palette PNG: a viewer shows colours, a program reads ids
     <stem>_overlay.jpg  the colours half transparent over the picture
 --format cityscapes writes <city>_<sequence>_<frame>_pred_labelIds.png instead, alone, as the evaluation server and
-cityscapesScripts take it: pictures must be 1024x2048 and named as in the data set.
+cityscapesScripts take it: pictures must be 1024x2048 and named as in the data set. --format ade writes <stem>.png
+alone, with the values of ADE20K's own labels: 1 to 150 (0 would be nothing).
 
 Folders are searched with their subfolders, which --output mirrors. Pictures are predicted as the run was evaluated: its
 windows, scales and flip. A checkpoint runs in Paddle, an exported model.onnx in ONNX Runtime on the CPU.
@@ -127,6 +129,11 @@ def write_cityscapes(job: Job, image: np.ndarray, ids: np.ndarray, info: ModelIn
     _write(job.target, "_pred_labelIds.png", png_bytes(label_set("cityscapes").decode(ids)))
 
 
+def write_ade(job: Job, image: np.ndarray, ids: np.ndarray, info: ModelInfo) -> None:
+    """Writes the values of ADE20K's label files of one picture."""
+    _write(job.target, ".png", png_bytes(label_set("ade20k").decode(ids)))
+
+
 def cityscapes_name(picture: Path) -> str:
     """<city>_<sequence>_<frame> of a Cityscapes picture.
 
@@ -139,10 +146,16 @@ def cityscapes_name(picture: Path) -> str:
     return match[1]
 
 
-def require_cityscapes(jobs: list[Job], class_names: tuple[str, ...]) -> None:
-    """Raises UserError unless the classes are Cityscapes' and every picture has its size."""
-    if class_names != label_set("cityscapes").class_names:
-        raise UserError("--format cityscapes needs weights with the 19 classes of Cityscapes; these have others")
+def require_classes_of(form: str, class_names: tuple[str, ...]) -> None:
+    """Raises UserError unless the classes are those of the data set of a --format."""
+    name, title = {"cityscapes": ("cityscapes", "Cityscapes"), "ade": ("ade20k", "ADE20K")}[form]
+    wanted = label_set(name).class_names
+    if class_names != wanted:
+        raise UserError(f"--format {form} needs weights with the {len(wanted)} classes of {title}; these have others")
+
+
+def require_cityscapes_size(jobs: list[Job]) -> None:
+    """Raises UserError unless every picture has the size of Cityscapes."""
     for job in jobs:
         size = read_size(job.picture)
         if size != CITYSCAPES_SIZE:
@@ -158,6 +171,9 @@ def predict(
         write(job, image, predictor.ids(image), predictor.info)
 
 
+WRITERS = {"ids": write_ids, "cityscapes": write_cityscapes, "ade": write_ade}
+
+
 def main() -> None:
     """The command."""
     args = _parse_args()
@@ -166,10 +182,12 @@ def main() -> None:
         require_gpu()
     jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else lambda picture: picture.stem)
     predictor = open_predictor(args.weights)
+    if args.format != "ids":
+        require_classes_of(args.format, predictor.info.class_names)
     if is_cityscapes:
-        require_cityscapes(jobs, predictor.info.class_names)
+        require_cityscapes_size(jobs)
     start = time.perf_counter()
-    predict(predictor, jobs, write_cityscapes if is_cityscapes else write_ids)
+    predict(predictor, jobs, WRITERS[args.format])
     milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
     print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per picture, files included)")
 
@@ -189,8 +207,8 @@ def _parse_args() -> argparse.Namespace:
     add("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors, or export, .onnx")
     add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
     add("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    format_help = "ids: three files a picture; cityscapes: one, for the evaluation server (default: ids)"
-    add("--format", choices=("ids", "cityscapes"), default="ids", help=format_help)
+    format_help = "ids: three files a picture; cityscapes, ade: one, for the evaluation server (default: ids)"
+    add("--format", choices=list(WRITERS), default="ids", help=format_help)
     add("--use_gpu", action="store_true", help="insist on a GPU (a checkpoint's)")
     return parser.parse_args()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 from common.cli import UserError
@@ -32,6 +33,7 @@ class RunPlan:
         checkpoint: Where to go on from; None starts afresh.
         data_root: --data, if given.
         is_finished: The checkpoint has reached the last iteration.
+        recipe_batch: The batch size of the config that was named, as it stands in its file; None where none was named.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class RunPlan:
     checkpoint: Path | None
     data_root: str | None
     is_finished: bool = False
+    recipe_batch: int | None = None
 
 
 def plan_run(args: argparse.Namespace) -> RunPlan:
@@ -58,13 +61,27 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
     config_name = Path(name).name.removesuffix(".yaml")
     commit, _ = git_commit(CONFIG_DIR)
     folder = _new_folder(args.output, run_id(config_name, config.train.seed, commit))
-    return RunPlan(config, config_name, folder, None, args.data)
+    return RunPlan(config, config_name, folder, None, args.data, recipe_batch=_recipe_batch(name))
 
 
 def say(message: str) -> None:
     """Prints a line, in one process of a distributed run."""
     if dist.get_rank() == 0:
         print(message, flush=True)
+
+
+def say_batch(plan: RunPlan) -> None:
+    """Prints how an update is cut over processes and micro-batches, and how its batch differs from the recipe's."""
+    train, rate = plan.config.train, plan.config.optimizer.learning_rate
+    cuts = {"processes": dist.get_world_size(), "micro-batches": train.accumulate}
+    pictures = train.batch_size // math.prod(cuts.values())
+    factors = [f"{count} {name}" for name, count in cuts.items() if count > 1]
+    cut = f" = {' x '.join(factors)} x {pictures} pictures" if factors else ""
+    other = plan.recipe_batch not in (None, train.batch_size)
+    recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
+    say(f"batch {train.batch_size}{cut}, learning rate {rate:g}{recipe}")
+    if train.accumulate > 1:
+        say("batch normalisation: the statistics of each micro-batch, not of the batch")
 
 
 def _config_of(args: argparse.Namespace, name: str) -> Config:
@@ -81,6 +98,13 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     return read_config(name, overrides)
 
 
+def _recipe_batch(name: str) -> int | None:
+    try:
+        return read_config(name).train.batch_size
+    except UserError:  # a file that words of the command complete
+        return None
+
+
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:
     if checkpoint is None:  # stopped before its first checkpoint
         step, config = 0, read_config(str(folder / "config.yaml"))
@@ -88,7 +112,7 @@ def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None
         state = read_state(checkpoint)
         step, config = state.step, config_from_text(Config, state.config_text, f"config in {checkpoint}")
     config_name = folder.name.rsplit(f"_s{config.train.seed}_", 1)[0]
-    if any((args.config, args.overrides, args.seed is not None, args.amp, args.accumulate)):
+    if any((args.config, args.overrides, args.seed is not None, args.amp, args.accumulate is not None)):
         _refuse_other_experiment(config, args, config_name)
     if args.iters is not None and args.iters != config.train.iters:
         config = _extend(config, args, step)

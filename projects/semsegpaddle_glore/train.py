@@ -26,6 +26,7 @@ from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import BatchLoader, ValidPixels
 from common.typed_config import config_to_text
+from common.weight_card import require_same_input
 from semsegpaddle_glore.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
 from semsegpaddle_glore.config import take_options
 from semsegpaddle_glore.data.dataset import open_list, train_stream
@@ -37,7 +38,7 @@ from semsegpaddle_glore.lr_schedule import learning_rate
 from semsegpaddle_glore.models.layers import refuse_single_value_batch_norm
 from semsegpaddle_glore.networks import build_network
 from semsegpaddle_glore.optimizer import build_optimizer
-from semsegpaddle_glore.runs import RunPlan, plan_run, say
+from semsegpaddle_glore.runs import RunPlan, plan_run, say, say_batch
 from semsegpaddle_glore.updates import Updater
 
 import numpy as np
@@ -66,6 +67,7 @@ class Trainer:
         paddle.seed(train.seed)
         model = build_network(config, self.labels.class_names, plan.checkpoint)
         if config.model.backbone_weights and plan.checkpoint is None:
+            require_same_input(config.model.backbone_weights, self.data.mean, self.data.std)
             load_backbone(config.model.backbone_weights, model.backbone)
         self.step, self.best_miou, self.best_step = 0, math.nan, 0
         self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
@@ -114,6 +116,8 @@ class Trainer:
                 bar.update()
                 if self.is_main and (self.step % train.log_every == 0 or self.step == train.iters):
                     self._log_step(total, parts, rate, done - ready, loaded - ready)
+                if self.step == train.iters:
+                    valid.at_the_end()
                 self._evaluate_and_save(bar)
                 ready = time.perf_counter()
 
@@ -122,10 +126,10 @@ class Trainer:
         evaluates = self.step % train.eval_every == 0 or last
         if evaluates:
             share_batch_norm_statistics(self.model)
-            with self.updater.precision():
-                result = evaluate(
-                    self.model, self.val_set, self.data, self.config.eval, f"val at {self.step}", train.num_workers > 0
-                )
+            model = self.updater.float32_model()
+            result = evaluate(
+                model, self.val_set, self.data, self.config.eval, f"val at {self.step}", train.num_workers > 0
+            )
             miou = result.matrix.mean_iou()
             is_best = not miou <= self.best_miou  # also when there was none before
             if is_best:
@@ -229,6 +233,7 @@ def main() -> None:
     if plan.config.train.amp and not on_gpu():
         say("Paddle has no AMP on a CPU: training in fp32")
     trainer = Trainer(plan)
+    say_batch(plan)
     trainer.run()
     if trainer.is_main:
         share = trainer.data_seconds / trainer.seconds

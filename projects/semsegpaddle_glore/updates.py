@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
+from semsegpaddle_glore.checkpoint import float32_weights
 from semsegpaddle_glore.devices import on_gpu
 from semsegpaddle_glore.losses import Normalisers, SegmentationLoss, count
 from semsegpaddle_glore.models import Segmentor
@@ -47,6 +49,7 @@ class Updater:
         self.model = model
         if dist.get_world_size() > 1 and on_gpu():
             self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self._float32_copy = copy.deepcopy(self.model) if self.amp == "O2" else None
         if self.amp == "O2":
             self.model, _ = paddle.amp.decorate(self.model, self.optimizer, level="O2")
         self._network = paddle.DataParallel(self.model) if dist.get_world_size() > 1 else self.model
@@ -81,13 +84,21 @@ class Updater:
         self.scaler.update()
         self.optimizer.clear_grad()
 
+    def float32_model(self) -> Segmentor:
+        """The network that a checkpoint holds: with float32 weights also where those that are trained are float16."""
+        if self._float32_copy is None:
+            return self.model
+        weights = float32_weights(self.model, self.optimizer)
+        self._float32_copy.set_state_dict({name: paddle.to_tensor(value) for name, value in weights.items()})
+        return self._float32_copy
+
     def scaler_state(self) -> dict[str, Any]:
         """The loss scaling's state in plain numbers and lists; empty without AMP."""
         state = self.scaler.state_dict()
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in state.items()}
 
     def precision(self) -> contextlib.AbstractContextManager:
-        """The context in which the network computes."""
+        """The context in which the network computes while it trains."""
         if self.amp is None:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.amp)

@@ -16,7 +16,7 @@ from typing import Any
 from common.cli import UserError
 from common.files import atomic_write
 from common.pdparams import read_pdparams
-from common.weight_header import header_from_json
+from common.weight_header import header_from_json, require_classes
 
 import numpy as np
 import paddle
@@ -85,11 +85,7 @@ def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str,
         UserError: Other classes, a missing, unknown or differently shaped tensor.
     """
     state = read_state(path)
-    if len(state.class_names) != len(class_names):
-        raise UserError(
-            f"{path}: made for {len(state.class_names)} classes ({_few(state.class_names)}), the data has "
-            f"{len(class_names)} ({_few(class_names)}): use weights and data of the same classes"
-        )
+    require_classes(path, state.class_names, class_names)
     _fill(model, _tensors(path, "model."), path)
     return state
 
@@ -199,5 +195,5 @@ def _to_numpy(tensor: paddle.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def _few(names: tuple[str, ...] | list[str]) -> str:
+def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

@@ -39,6 +39,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
+        scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
+        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +107,12 @@ class TrainConfig:
     checkpoint_every: int
     log_every: int
     seed: int
+    accumulate: int = 1  # micro-batches that one update is cut into; batch_size stays the total
 
     def __post_init__(self) -> None:
-        for name in ("iters", "batch_size", "eval_every", "checkpoint_every", "log_every"):
+        for name in ("iters", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")
+        _require(self.batch_size % self.accumulate == 0, "accumulate", f"a divisor of batch_size {self.batch_size}")
         _require(self.num_workers >= 0, "num_workers", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "0 or more")
 

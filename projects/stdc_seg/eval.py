@@ -5,6 +5,7 @@
     python eval.py --weights W.safetensors --input-scale 1                      # full size
     python eval.py --weights W.safetensors --scales 0.75 1 1.25 --flip          # multi-scale and flip
     python eval.py --weights W.safetensors --data data/cityscapes --split val --output eval_out
+    python -m paddle.distributed.launch --nproc_per_node 2 eval.py --weights W.safetensors
 
 Prints the scores and writes eval.csv and per_class.csv into --output.
 """
@@ -31,6 +32,7 @@ from stdc_seg.data.transforms import normalize
 from stdc_seg.losses import mean_cross_entropy
 from stdc_seg.models import build_model
 from stdc_seg.models.layers import resize_bilinear
+from stdc_seg.runs import join_processes
 
 import numpy as np
 import paddle
@@ -109,6 +111,7 @@ def evaluate(
 def main() -> None:
     """The command."""
     args = _parse_args()
+    join_processes()
     state = read_state(args.weights)
     config = config_from_text(Config, state.config_text, f"config in {args.weights}")
     data = with_root(config.data, args.data)

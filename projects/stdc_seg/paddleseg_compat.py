@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
 import importlib
 import os
 import re
@@ -35,7 +36,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.cli import CommandParser, UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive, run_command
 from common.pdparams import load_without_code, read_pdparams
 from stdc_seg.checkpoint import load_backbone, load_model, read_state
 from stdc_seg.config import CONFIG_DIR
@@ -55,7 +56,11 @@ LOADING_MODULES = (
     "paddleseg.models.backbones.vision_transformer",
     "paddleseg.models.backbones.cae",
 )
-_OPERATORS = ("__add__", "__sub__", "__mul__")
+# The flags that its train() takes as they are.
+TRAIN_FLAGS = (
+    *("save_dir", "resume_model", "save_interval", "log_iters", "num_workers", "use_vdl", "use_ema"),
+    *("keep_checkpoint_max", "precision", "amp_level"),
+)
 
 
 class SegReproSTDCSeg(STDCSeg):
@@ -134,7 +139,7 @@ def apply() -> None:
         )
     for loss in manager.LOSSES.components_dict.values():
         if "forward" in vars(loss):
-            loss.forward = _with_mixed_types(loss.forward)
+            loss.forward = _right_operand_takes_left_type()(loss.forward)  # as a decorator
     core_train = importlib.import_module("paddleseg.core.train")  # paddleseg.core.train by attribute is the function
     core_train.loss_computation = _with_shape_1(core_train.loss_computation)
     importlib.import_module("paddleseg.utils.metrics").calculate_area = calculate_area
@@ -202,7 +207,7 @@ class _PaddleThatLoadsSafely:
 @contextmanager
 def _right_operand_takes_left_type() -> Iterator[None]:
     """Within it, `left + right` (-, *) of tensors of different types converts the right one, as up to paddle 2.5."""
-    originals = {name: getattr(paddle.Tensor, name) for name in _OPERATORS}
+    originals = {name: getattr(paddle.Tensor, name) for name in ("__add__", "__sub__", "__mul__")}
 
     def converting(operate: Callable) -> Callable:
         def operator(left: paddle.Tensor, right: Any) -> paddle.Tensor:
@@ -219,15 +224,6 @@ def _right_operand_takes_left_type() -> Iterator[None]:
     finally:
         for name, operate in originals.items():
             setattr(paddle.Tensor, name, operate)
-
-
-def _with_mixed_types(forward: Callable) -> Callable:
-    @functools.wraps(forward)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with _right_operand_takes_left_type():
-            return forward(*args, **kwargs)
-
-    return wrapped
 
 
 def _with_shape_1(loss_computation: Callable) -> Callable:
@@ -256,7 +252,23 @@ def _paddleseg_errors(config: str) -> Iterator[None]:
         raise UserError(f"{config}: {error}") from error
 
 
-def _build(args: argparse.Namespace, **changes: Any) -> tuple[Config, SegBuilder]:
+def _require_data(config: Config, *sections: str) -> None:
+    """Raises UserError naming the folder, list or files that a data set lacks; paddleseg says neither."""
+    for section in sections:
+        dataset = config.dic.get(section, {})
+        root, mode = dataset.get("dataset_root"), dataset.get("mode", "train")
+        wanted = [glob.escape(str(place)) for place in (root, dataset.get(f"{mode}_path")) if place is not None]
+        if dataset.get("type") == "Cityscapes" and wanted:
+            files = ("leftImg8bit/{}/*/*_leftImg8bit.png", "gtFine/{}/*/*_gtFine_labelTrainIds.png")
+            wanted += [f"{wanted[0]}/{pattern.format(mode)}" for pattern in files]
+        for pattern in wanted:
+            if not glob.glob(pattern):
+                remedy = f"put the data there, or say where it is: --opts {section}.dataset_root=DIR"
+                raise UserError(f"{section}: there is no {os.path.abspath(pattern)}: {remedy}")
+
+
+def _build(args: argparse.Namespace, *sections: str, **changes: Any) -> tuple[Config, SegBuilder]:
+    """The config and what builds its parts; the data sets of `sections` are there."""
     if not os.path.isfile(args.config):
         known = sorted(path.name for path in (CONFIG_DIR / "paddleseg").glob("*.yml"))
         nearest = did_you_mean(os.path.basename(args.config), known)
@@ -265,58 +277,47 @@ def _build(args: argparse.Namespace, **changes: Any) -> tuple[Config, SegBuilder
         paddle.set_device(args.device)
     with _paddleseg_errors(args.config):
         config = Config(args.config, opts=args.opts, **changes)
+        _require_data(config, *sections)
         return config, SegBuilder(config)
 
 
 def _train(args: argparse.Namespace) -> None:
-    config, builder = _build(args, learning_rate=args.learning_rate, batch_size=args.batch_size, iters=args.iters)
+    sections = ("train_dataset", "val_dataset") if args.do_eval else ("train_dataset",)
+    changes = {"learning_rate": args.learning_rate, "batch_size": args.batch_size, "iters": args.iters}
+    config, builder = _build(args, *sections, **changes)
     if os.path.exists(args.save_dir) and not os.path.isdir(args.save_dir):  # paddleseg would delete the file
         raise UserError(f"--save_dir {args.save_dir} is a file: name a folder")
-    if args.resume_model and not (
-        os.path.isdir(args.resume_model) and re.fullmatch(r".*iter_\d+/?", args.resume_model)
-    ):
-        raise UserError(f"--resume_model {args.resume_model}: name a folder iter_N; paddleseg takes N from its name")
+    resume = args.resume_model
+    if resume and not (os.path.isdir(resume) and re.fullmatch(r".*iter_\d+/?", resume)):
+        raise UserError(f"--resume_model {resume}: name a folder iter_N; paddleseg takes N from its name")
     paddleseg.utils.set_seed(args.seed)
     with _paddleseg_errors(args.config):
         model = builder.model
         if paddle.distributed.get_world_size() > 1 and paddle.device.get_device().startswith("gpu"):
             model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        parts = {"train_dataset": builder.train_dataset, "optimizer": builder.optimizer, "losses": builder.loss}
-        parts["val_dataset"] = builder.val_dataset if args.do_eval else None
+        parts = {"optimizer": builder.optimizer, "losses": builder.loss}
+        parts |= {section: getattr(builder, section) for section in sections}
     with refuse_single_value_batch_norm(model):
         paddleseg.core.train(
             model,
-            save_dir=args.save_dir,
             iters=config.iters,
             batch_size=config.batch_size,
-            resume_model=args.resume_model,
-            save_interval=args.save_interval,
-            log_iters=args.log_iters,
-            num_workers=args.num_workers,
-            use_vdl=args.use_vdl,
-            use_ema=args.use_ema,
-            keep_checkpoint_max=args.keep_checkpoint_max,
             test_config=config.test_config,
-            precision=args.precision,
-            amp_level=args.amp_level,
             to_static_training=config.to_static_training,
             **parts,
+            **{name: getattr(args, name) for name in TRAIN_FLAGS},
         )
 
 
 def _val(args: argparse.Namespace) -> None:
-    config, builder = _build(args)
+    config, builder = _build(args, "val_dataset")
     with _paddleseg_errors(args.config):
         model, dataset = builder.model, builder.val_dataset
     load_weights(model, args.model_path)
     test_config = config.test_config
     if args.aug_eval or args.scales or args.flip_horizontal or args.flip_vertical:
-        test_config |= {
-            "aug_eval": True,
-            "scales": args.scales or test_config.get("scales", 1.0),
-            "flip_horizontal": args.flip_horizontal,
-            "flip_vertical": args.flip_vertical,
-        }
+        flips = {name: getattr(args, name) for name in ("flip_horizontal", "flip_vertical")}
+        test_config |= {"aug_eval": True, "scales": args.scales or test_config.get("scales", 1.0), **flips}
     if args.is_slide:
         if not (args.crop_size and args.stride):
             raise UserError("--is_slide needs --crop_size W H and --stride W H")
@@ -343,25 +344,23 @@ def _add_train(parser: CommandParser) -> None:
     parser.set_defaults(run=_train)
     add = _add_experiment(parser)
     add("--learning_rate", type=float, metavar="X", help="rate at the start (default: the config's)")
-    add("--batch_size", type=int, metavar="N", help="pictures of an update per process (default: the config's)")
-    add("--seed", type=int, metavar="N", help="seed of weights and augmentation (default: random)")
+    add("--batch_size", type=positive, metavar="N", help="pictures of an update per process (default: the config's)")
+    add("--seed", type=not_negative, metavar="N", help="seed of weights and augmentation (default: random)")
     add("--use_ema", action="store_true", help="keep a moving average of the weights as well")
     add = parser.add_argument_group("data and output").add_argument
     save_help = "where iter_N/ and best_model/ go (default: output/paddleseg)"
     add("--save_dir", default="output/paddleseg", metavar="DIR", help=save_help)
-    keep_help = "how many folders iter_N are kept (default: 5)"
-    add("--keep_checkpoint_max", type=int, default=5, metavar="N", help=keep_help)
-    add("--log_iters", type=int, default=10, metavar="N", help="updates between log lines (default: 10)")
+    add("--keep_checkpoint_max", type=positive, default=5, metavar="N", help="folders iter_N to keep (default: 5)")
+    add("--log_iters", type=positive, default=10, metavar="N", help="updates between log lines (default: 10)")
     add("--use_vdl", action="store_true", help="log for VisualDL")
     add = parser.add_argument_group("protocol").add_argument
     add("--do_eval", action="store_true", help="evaluate at every save")
     add = parser.add_argument_group("length and resuming").add_argument
-    add("--iters", type=int, metavar="N", help="updates in all (default: the config's)")
-    add("--save_interval", type=int, default=1000, metavar="N", help="updates between saves (default: 1000)")
+    add("--iters", type=positive, metavar="N", help="updates in all (default: the config's)")
+    add("--save_interval", type=positive, default=1000, metavar="N", help="updates between saves (default: 1000)")
     add("--resume_model", metavar="DIR", help="go on from a folder iter_N (default: a new run)")
     add = _add_machine(parser)
-    precision_help = "fp16: mixed precision on a GPU (default: fp32)"
-    add("--precision", choices=("fp32", "fp16"), default="fp32", help=precision_help)
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: mixed, on a GPU (default: fp32)")
     add("--amp_level", choices=("O1", "O2"), default="O1", help="of fp16 (default: O1)")
 
 
@@ -371,15 +370,12 @@ def _add_val(parser: CommandParser) -> None:
     add("--model_path", required=True, metavar="FILE", help=".pdparams, or .safetensors of our train.py")
     add = parser.add_argument_group("protocol").add_argument
     add("--aug_eval", action="store_true", help="evaluate at --scales and with flips")
-    scales_help = "factors on the picture's sides: 0.5 is Seg50 (default: the config's)"
-    add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
+    add("--scales", type=float, nargs="+", metavar="S", help="size factors: 0.5 is Seg50 (default: the config's)")
     add("--flip_horizontal", action="store_true", help="average with the mirrored picture")
     add("--flip_vertical", action="store_true", help="average with the picture upside down")
     add("--is_slide", action="store_true", help="slide a window of --crop_size by --stride")
-    crop_help = "width and height of the window in pixels (default: none)"
-    add("--crop_size", type=int, nargs=2, metavar=("W", "H"), help=crop_help)
-    stride_help = "pixels from window to window (default: none)"
-    add("--stride", type=int, nargs=2, metavar=("W", "H"), help=stride_help)
+    add("--crop_size", type=positive, nargs=2, metavar=("W", "H"), help="of the window in pixels (default: none)")
+    add("--stride", type=positive, nargs=2, metavar=("W", "H"), help="pixels to the next window (default: none)")
     _add_machine(parser)
 
 
@@ -395,7 +391,7 @@ def _add_machine(parser: CommandParser) -> Callable:
     """Likewise."""
     add = parser.add_argument_group("speed and memory").add_argument
     add("--device", choices=("cpu", "gpu"), help="where it runs (default: gpu where there is one)")
-    add("--num_workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
+    add("--num_workers", type=not_negative, default=0, metavar="N", help="loader processes (default: 0)")
     return add
 
 

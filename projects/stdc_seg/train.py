@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import BatchLoader, ValidPixels
 from common.typed_config import config_to_text
+from common.weight_card import require_same_input
 from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
 from stdc_seg.data.dataset import open_list, train_stream
 from stdc_seg.data.roots import with_root
@@ -34,7 +34,8 @@ from stdc_seg.lr_schedule import learning_rate
 from stdc_seg.models import STDCSeg, build_model
 from stdc_seg.models.layers import refuse_single_value_batch_norm
 from stdc_seg.optimizer import build_optimizer
-from stdc_seg.runs import RunPlan, plan_run
+from stdc_seg.runs import RunPlan, join_processes, plan_run, say_batch
+from stdc_seg.updates import add_gradients
 
 import numpy as np
 import paddle
@@ -47,15 +48,22 @@ class Trainer:
     """One run: network, data, optimizer, and the files that it leaves."""
 
     def __init__(self, plan: RunPlan):
-        config = plan.config
+        config, train = plan.config, plan.config.train
+        pieces = train.accumulate * dist.get_world_size()
+        if train.accumulate > 1 and train.batch_size % pieces:
+            raise UserError(
+                f"train.batch_size {train.batch_size} cannot be cut into {train.accumulate} micro-batches in each of "
+                f"{dist.get_world_size()} processes: make it a multiple of {pieces}"
+            )
         self.plan, self.config = plan, config
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)
         self.labels = self.train_set.labels
-        paddle.seed(config.train.seed)
+        paddle.seed(train.seed)
         self.model = build_model(config.model.name, num_classes=self.labels.num_classes)
         if config.model.backbone_weights and plan.checkpoint is None:
+            require_same_input(config.model.backbone_weights, self.data.mean, self.data.std)
             load_backbone(config.model.backbone_weights, self.model.backbone)
         self.loss = STDCSegLoss(config.loss)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -89,7 +97,10 @@ class Trainer:
                 loaded = time.perf_counter()
                 valid.look_at(label)
                 rate = learning_rate(self.step, train.iters, self.config.optimizer)
-                total, parts = self._update(network, paddle.to_tensor(images), paddle.to_tensor(label), indices, rate)
+                total, parts = add_gradients(network, self.loss, images, label, train.accumulate)
+                if not math.isfinite(total):
+                    self._stop_at_nonfinite_loss(total, indices)
+                self._update(rate)
                 self.step += 1
                 done = time.perf_counter()
                 self.seconds += done - ready
@@ -98,20 +109,15 @@ class Trainer:
                 bar.update()
                 if self.is_main and (self.step % train.log_every == 0 or self.step == train.iters):
                     self._log_step(total, parts, rate, done - ready, loaded - ready)
+                if self.step == train.iters:
+                    valid.at_the_end()
                 self._evaluate_and_save(bar)
                 ready = time.perf_counter()
 
-    def _update(self, network, images, label, indices, rate: float) -> tuple[float, dict[str, paddle.Tensor]]:
-        """One optimizer step; a loss that is no number stops the run before it. Returns the loss and its parts."""
-        total, parts = self.loss(network(images), label)
-        value = float(total)
-        if not math.isfinite(value):
-            self._stop_at_nonfinite_loss(value, indices)
-        total.backward()
+    def _update(self, rate: float) -> None:
         self.optimizer.set_lr(rate)
         self.optimizer.step()
         self.optimizer.clear_grad()
-        return value, parts
 
     def _evaluate_and_save(self, bar: Progress) -> None:
         train, last = self.config.train, self.step == self.config.train.iters
@@ -174,7 +180,7 @@ class Trainer:
         self.log.start(config_to_text(self.config), env)
 
     def _log_step(self, total: float, parts: dict, rate: float, step_time: float, data_time: float) -> None:
-        values = {name: f"{float(value):.9g}" for name, value in parts.items()}
+        values = {name: f"{value:.9g}" for name, value in parts.items()}
         times = {"step_time_s": f"{step_time:.4f}", "data_time_s": f"{data_time:.4f}"}
         epoch = self.step * self.config.train.batch_size / len(self.train_set)
         row = {"step": self.step, "epoch": f"{epoch:.3f}", "loss": f"{total:.9g}", "learning_rate": f"{rate:.9g}"}
@@ -218,13 +224,13 @@ def share_batch_norm_statistics(model: STDCSeg) -> None:
 def main() -> None:
     """The command."""
     args = parse_args()
-    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-        dist.init_parallel_env()
+    join_processes()
     plan = plan_run(args)
     if plan.is_finished:
         print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
         return
     trainer = Trainer(plan)
+    say_batch(plan)
     trainer.run()
     if trainer.is_main:
         share = trainer.data_seconds / trainer.seconds
@@ -254,6 +260,9 @@ def parse_args() -> argparse.Namespace:
     resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
     add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
     add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
+    add = parser.add_argument_group("speed and memory").add_argument
+    accumulate_help = "a batch goes through in N equal parts: less memory (default: the config's)"
+    add("--accumulate", type=int, metavar="N", help=accumulate_help)
     args = parser.parse_intermixed_args()
     if args.resume and "=" in args.resume and not Path(args.resume).exists():  # `--resume key=value`: no path was meant
         args.overrides.append(args.resume)

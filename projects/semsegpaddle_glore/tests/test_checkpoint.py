@@ -99,10 +99,18 @@ def test_float16_weights_are_saved_and_resumed_as_their_float32_masters(tmp_path
     np.testing.assert_array_equal(resumed[twin_layer.weight.name].numpy(), masters[layer.weight.name])
 
 
-def test_other_classes_are_named(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "y"), r"made for 3 classes \(a, b, c\), the data has 2 \(x, y\): use weights and data of the same"),
+        (("a", "c", "b"), r"the data has 3 \(a, c, b\): the same names in another order"),
+        (("x", "y", "z"), r"the data has 3 \(x, y, z\): use weights and data of the same classes"),
+    ],
+)
+def test_other_classes_are_named(trained, tmp_path, names, message):
     save_checkpoint(tmp_path / "c.safetensors", *trained, STATE, resumable=False)
-    with pytest.raises(UserError, match=r"made for 3 classes \(a, b, c\), the data has 2 \(x, y\)"):
-        load_model(tmp_path / "c.safetensors", trained[0], ("x", "y"))
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "c.safetensors", trained[0], names)
 
 
 def test_another_network_is_refused(trained, tmp_path):

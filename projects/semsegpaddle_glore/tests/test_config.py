@@ -179,6 +179,8 @@ def test_the_options_among_the_originals_keys():
         (["train.iters=5", "optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.001"], "warmup_iters must be less"),
         (["optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.1"], r"warmup_start_lr must be in \(0, learning"),
         (["train.amp=O3"], "'train.amp' is 'O3'"),
+        (["MEAN", "[123.675, 116.28, 103.53]"], "scaled to 0..1: divide values of 0..255 by 255"),
+        (["data.std=[58.4, 57.1, 57.4]"], "scaled to 0..1: divide values of 0..255 by 255"),
     ],
 )
 def test_mistakes_are_named(words, message):

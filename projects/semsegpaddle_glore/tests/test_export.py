@@ -92,9 +92,9 @@ def test_exports_compute_what_the_network_computes(exported, shape):
         assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_comparison_covers_formats_and_two_sizes(exported):
+def test_comparison_covers_formats_and_three_sizes(exported):
     rows = [(row.format, row.size) for row in exported.comparisons]
-    assert rows == [(name, size) for size in (SIZE, (97, 161)) for name in ("dygraph", "paddle", "onnx")]
+    assert rows == [(name, size) for size in (SIZE, (97, 161), (128, 96)) for name in ("dygraph", "paddle", "onnx")]
     assert all(row.max_difference < 1e-5 and row.agreement_percent >= 99.99 for row in exported.comparisons)
     assert all(row.latency_ms > 0 for row in exported.comparisons)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+from semsegpaddle_glore import updates
 from semsegpaddle_glore.config import LossConfig, read_config
 from semsegpaddle_glore.losses import SegmentationLoss
 from semsegpaddle_glore.lr_schedule import learning_rate
@@ -106,6 +107,33 @@ def test_the_state_of_the_loss_scaling_can_be_written_as_json():
     given = {"scale": np.array([1024.0], np.float32), "incr_ratio": 2.0, "incr_count": 3}
     updater.scaler = SimpleNamespace(state_dict=lambda: given)
     assert json.loads(json.dumps(updater.scaler_state())) == {"scale": [1024.0], "incr_ratio": 2.0, "incr_count": 3}
+
+
+def test_evaluation_takes_the_float32_weights_that_a_checkpoint_holds(monkeypatch):
+    """At O2 on a GPU, of which a CPU shows the bookkeeping: `decorate` makes weights float16 and keeps masters."""
+
+    def decorate(model, optimizer, level):
+        masters = {parameter.name: parameter.astype("float32") for parameter in model.parameters()}
+        model.to(dtype="float16")
+        optimizer._master_weights = masters
+        return model, optimizer
+
+    plain = make_updater()
+    assert plain.float32_model() is plain.model
+    monkeypatch.setattr(updates, "on_gpu", lambda: True)
+    monkeypatch.setattr(paddle.amp, "decorate", decorate)
+    updater = Updater(plain.model, SegmentationLoss(LossConfig(0.4, 0.2)), plain.optimizer, 0, amp="O2")
+    for factor in (1.0, 3.0):  # the second time after an update
+        expected = {}
+        for name, parameter in updater.model.named_parameters():
+            master = updater.optimizer._master_weights[parameter.name]
+            master.set_value(master * factor + 1e-5)
+            expected[name] = master.numpy().copy()
+        copied = updater.float32_model()
+        assert {value.dtype for value in updater.model.state_dict().values()} == {paddle.float16}
+        for name, value in copied.state_dict().items():
+            np.testing.assert_array_equal(value.numpy(), expected[name], err_msg=name)
+    assert {value.dtype for value in copied(paddle.ones([1, 3, 8, 8])).values()} == {paddle.float32}
 
 
 def test_dropout_follows_from_seed_and_step():

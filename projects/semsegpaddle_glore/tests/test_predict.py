@@ -176,6 +176,27 @@ def test_cityscapes_format_refuses_other_pictures_and_classes(weights, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_ade_format_holds_the_values_of_the_data_sets_own_labels(weights, tmp_path, monkeypatch, capsys):
+    ade = label_set("ade20k")
+    given = put(tmp_path / "in" / "sub" / "ADE_test_00000001.jpg", picture(1))
+    words = ["--format", "ade", "--input", tmp_path / "in", "--output", tmp_path / "out"]
+    assert run(monkeypatch, "--weights", weights, *words) == 1
+    assert "--format ade needs weights with the 150 classes of ADE20K; these have others" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    others = save(tmp_path / "ade.safetensors", ade.class_names)
+    assert run(monkeypatch, "--weights", others, *words) == 0
+    (written,) = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert written.relative_to(tmp_path / "out") == Path("sub/ADE_test_00000001.png")
+    ids = open_predictor(others).ids(read_image(given))
+    np.testing.assert_array_equal(read_label(written), ids + 1)
+    assert len(np.unique(ids)) > 2
+
+    every = np.arange(150, dtype=np.uint8).reshape(10, 15)
+    job = predicting.Job(given, tmp_path / "every")
+    predicting.write_ade(job, picture(1), every, None)
+    np.testing.assert_array_equal(read_label(tmp_path / "every.png").ravel(), np.arange(1, 151))
+
+
 def test_a_damaged_picture_stops_with_one_line_and_whole_results_before_it(weights, tmp_path, monkeypatch, capsys):
     for name in "abc":
         put(tmp_path / "in" / f"{name}.jpg", picture(1))

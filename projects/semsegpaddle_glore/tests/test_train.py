@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 import signal
@@ -7,12 +8,15 @@ import time
 
 from common.cli import UserError
 from common.run_log import read_run
+from common.weight_card import card_of
 from semsegpaddle_glore import train as training
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.eval import main as eval_main
-from semsegpaddle_glore.runs import plan_run
+from semsegpaddle_glore.models.backbones import build_backbone
+from semsegpaddle_glore.runs import plan_run, say_batch
 from semsegpaddle_glore.train import main, parse_args
 
+import cv2
 import numpy as np
 import pytest
 from glore_runs import (
@@ -28,6 +32,7 @@ from glore_runs import (
     train_words,
     write_data,
 )
+from safetensors.numpy import save_file
 
 EVERY = ("train.eval_every=6", "train.checkpoint_every=4")
 STEPS = 12
@@ -122,7 +127,8 @@ def test_eval_refuses_what_does_not_fit(data, reference, tmp_path, monkeypatch):
             run(monkeypatch, eval_main, "--weights", weights, "--data", data, *words)
     other = write_data(tmp_path / "other")
     (other / "classes.yaml").write_text("name: x\nclasses: [two, one, three]\n")
-    with pytest.raises(UserError, match=r"made for 3 classes \(one, two, three\), the data has 3 \(two, one, three\)"):
+    message = r"made for 3 classes \(one, two, three\), the data has 3 \(two, one, three\): the same names in another"
+    with pytest.raises(UserError, match=message):
         run(monkeypatch, eval_main, "--weights", weights, "--data", other)
 
 
@@ -210,6 +216,11 @@ def test_every_head_trains_and_resumes_to_the_same_digits(tmp_path, head, monkey
     training.Trainer(plan_run(parse_args(["--resume", str(part), "--data", str(data)]))).run()
     assert numbers(part) == numbers(whole)
     assert (part / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
+
+    (data / "classes.yaml").write_text("name: squares\nclasses: [one, two, three, four]\n")
+    words = ["--resume", str(part), "--data", str(data), "--iters", "6", "--extend"]
+    with pytest.raises(UserError, match=r"made for 3 classes \(one, two, three\), the data has 4"):
+        training.Trainer(plan_run(parse_args(words)))
 
 
 def test_resume_of_a_finished_run_says_so(reference, monkeypatch, capsys):
@@ -330,6 +341,60 @@ def test_labels_with_nothing_to_learn_stop_the_run(tmp_path):
     )
     with pytest.raises(UserError, match="100.0 % of the pixels of the first 200 labels are ignored"):
         train_here(root, tmp_path / "out", 4, "train.batch_size=200")
+
+
+def test_a_short_run_of_ignored_labels_stops_before_it_is_evaluated(tmp_path, capsys):
+    root = write_data(tmp_path / "data")
+    for line in (root / "train.txt").read_text().splitlines():
+        path = str(root / line.split(",")[1])
+        cv2.imwrite(path, np.full_like(cv2.imread(path, cv2.IMREAD_GRAYSCALE), 255))
+    (root / "classes.yaml").write_text("name: squares\nclasses: [one, two, three]\nignore: 255\n")
+    with pytest.raises(UserError, match="100.0 % of the pixels of the first 6 labels are ignored"):
+        train_here(root, tmp_path / "out", 3)
+    assert "mIoU" not in capsys.readouterr().out
+
+
+def test_weights_trained_on_other_input_are_refused(data, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    save_file({name: value.numpy() for name, value in build_backbone("resnet18").state_dict().items()}, weights)
+    card_of(weights).write_text("arch: resnet18\ninput: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}\n")
+    words = [f"model.backbone_weights={weights}"]
+    with pytest.raises(UserError, match=r"w.safetensors: trained with mean .*: set data.mean=\[0.5,0.5,0.5\]"):
+        train_here(data, tmp_path, 3, *words)
+    folder = train_here(data, tmp_path, 3, *words, "data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]")
+    assert len(read_run(folder).train) == 3
+
+
+def test_how_the_batch_is_cut_is_said_once_at_the_start(data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, main, *train_words(data, tmp_path, 3, "--accumulate", 2, "TRAIN_BATCH_SIZE", 8))
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("batch 8 = 2 micro-batches x 4 pictures, learning rate 0.003; the recipe's is batch 4")
+    assert lines[start + 1] == "batch normalisation: the statistics of each micro-batch, not of the batch"
+    assert sum(line.startswith("batch ") for line in lines) == 2
+    plan = plan_run(parse_args(["--config", "quickstart", "--output", str(tmp_path)]))
+    say_batch(plan)
+    assert capsys.readouterr().out == "batch 4, learning rate 0.003\n"
+
+
+def test_mixed_precision_is_of_training_alone(data, tmp_path, monkeypatch):
+    """Validation in training computes in float32 as eval.py does."""
+    mixed, seen = [], []
+
+    @contextlib.contextmanager
+    def precision(self):
+        mixed.append(True)
+        yield
+        mixed.pop()
+
+    def evaluate(*args):
+        seen.append(list(mixed))
+        return evaluated(*args)
+
+    evaluated = training.evaluate
+    monkeypatch.setattr(training.Updater, "precision", precision)
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    train_here(data, tmp_path, 3)
+    assert seen == [[]]
 
 
 @pytest.mark.parametrize(

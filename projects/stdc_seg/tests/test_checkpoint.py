@@ -62,10 +62,18 @@ def test_state_reads_back_without_the_network(trained, tmp_path):
         load_optimizer(tmp_path / "best.safetensors", trained[0], trained[1])
 
 
-def test_other_classes_are_named(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "y"), r"made for 3 classes \(a, b, c\), the data has 2 \(x, y\): use weights and data of the same"),
+        (("a", "c", "b"), r"the data has 3 \(a, c, b\): the same names in another order"),
+        (("x", "y", "z"), r"the data has 3 \(x, y, z\): use weights and data of the same classes"),
+    ],
+)
+def test_other_classes_are_named(trained, tmp_path, names, message):
     save_checkpoint(tmp_path / "c.safetensors", trained[0], None, STATE)
-    with pytest.raises(UserError, match=r"made for 3 classes \(a, b, c\), the data has 2 \(x, y\)"):
-        load_model(tmp_path / "c.safetensors", build_model("stdc1", num_classes=2), ("x", "y"))
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "c.safetensors", trained[0], names)
 
 
 def test_another_network_is_refused(trained, tmp_path):

@@ -45,13 +45,23 @@ def test_two_processes_train_evaluate_and_save_once(pair):
     assert [(row["step"], row["images"]) for row in run.eval] == [("3", "3"), ("6", "3")]
 
 
-def test_one_process_evaluates_the_checkpoint_to_the_same_counts(pair, data, tmp_path):
+SCORES = ("miou_percent", "pixel_accuracy_percent", "kappa_percent", "loss", "images")
+
+
+def scores(folder):
+    row = numbers(folder)["eval.csv"][-1]
+    return {name: row[name] for name in SCORES}
+
+
+def test_one_process_and_two_evaluate_to_the_same_counts(pair, data, tmp_path):
     """Three pictures over two processes: no picture is counted twice, the sums are those of one process."""
-    process = command("eval.py", "--weights", pair / "last.safetensors", "--data", data, "--output", tmp_path)
-    assert process.returncode == 0, process.stderr[-2000:]
-    scores = ("miou_percent", "pixel_accuracy_percent", "kappa_percent", "loss", "images")
-    one, two = numbers(tmp_path)["eval.csv"][-1], numbers(pair)["eval.csv"][-1]
-    assert {name: one[name] for name in scores} == {name: two[name] for name in scores}
+    words = ["--weights", pair / "last.safetensors", "--data", data, "--output"]
+    one = command("eval.py", *words, tmp_path / "one")
+    assert one.returncode == 0, one.stderr[-2000:]
+    two = launch(tmp_path / "log", "eval.py", *words, tmp_path / "two")
+    assert two.returncode == 0, two.stdout[-2000:] + two.stderr[-2000:]
+    assert scores(tmp_path / "one") == scores(tmp_path / "two") == scores(pair)
+    assert numbers(tmp_path / "one")["per_class.csv"] == numbers(tmp_path / "two")["per_class.csv"]
 
 
 def test_a_dying_process_ends_the_run_with_a_message(data, tmp_path):
@@ -81,3 +91,17 @@ def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
     logs = "".join(path.read_text() for path in (tmp_path / "log").glob("workerlog.*"))
     assert "train.batch_size 3 cannot be shared equally by 2 processes" in logs
     assert "Traceback" not in logs
+
+
+def test_two_processes_cut_their_shares_into_micro_batches(data, tmp_path):
+    """Two pictures of each process at a time, of eight; six cannot be cut so."""
+    words = train_words(data, tmp_path, 3, "--accumulate", 2)
+    process = launch(tmp_path / "log", "train.py", *words, "train.batch_size=8")
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    assert len(read_run(run_folder(tmp_path)).train) == 3
+    said = (tmp_path / "log" / "workerlog.0").read_text()
+    assert "batch 8 = 2 processes x 2 micro-batches x 2 pictures, learning rate 0.005" in said
+    process = launch(tmp_path / "log6", "train.py", *words, "train.batch_size=6")
+    assert process.returncode != 0
+    logs = "".join(path.read_text() for path in (tmp_path / "log6").glob("workerlog.*"))
+    assert "train.batch_size 6 cannot be cut into 2 micro-batches in each of 2 processes: make it a multiple of" in logs

@@ -405,7 +405,14 @@ def test_checkpoint_of_our_train_is_read_too(model, tmp_path):
     ("words", "message"),
     [
         (["--opts", "model.name=stdc3"], "model.name 'stdc3' is unknown: did you mean 'stdc2'"),
-        (["--opts", "train_dataset.dataset_root=nowhere"], "dataset is not Found"),
+        (
+            ["--opts", "train_dataset.dataset_root=nowhere"],
+            f"train_dataset: there is no {os.getcwd()}/nowhere: .* --opts train_dataset.dataset_root=DIR",
+        ),
+        (
+            ["--do_eval", "--opts", "val_dataset.dataset_root=nowhere"],
+            f"val_dataset: there is no {os.getcwd()}/nowhere: .* --opts val_dataset.dataset_root=DIR",
+        ),
         (["--save_dir", __file__], "is a file: name a folder"),
         (["--resume_model", "nowhere/iter_2"], "name a folder iter_N"),
         (["--resume_model", Path(__file__).parent], "name a folder iter_N"),
@@ -417,6 +424,26 @@ def test_mistakes_are_one_line(words, message, toy, tmp_path):
     with pytest.raises(UserError, match=message):
         run("train", "--config", config, "--save_dir", tmp_path / "out", *words)
     assert Path(__file__).is_file()
+
+
+def test_labels_that_paddleseg_does_not_read_are_named_before_it_says_anything(tmp_path, capfd):
+    """It would look for pictures for ever."""
+    for part in ("leftImg8bit/train/x/x_leftImg8bit.png", "gtFine/train/x/x_gtFine_labelIds.png"):
+        (tmp_path / part).parent.mkdir(parents=True)
+        (tmp_path / part).touch()
+    config = write_config(tmp_path / "c.yml", tmp_path)
+    with pytest.raises(UserError, match=r"no .*/gtFine/train/\*/\*_gtFine_labelTrainIds.png: put the data there"):
+        run("train", "--config", config, "--save_dir", tmp_path / "out")
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--iters", "0"], ["--batch_size", "0"], ["--num_workers", "-1"]])
+def test_numbers_that_cannot_be_meant_are_one_line(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        run("train", "--config", CONFIGS / "stdc2_seg50.yml", *words)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: argument {words[0]}: '{words[1]}' is not a number from")
 
 
 def test_command_ends_with_one_line_and_status_1(tmp_path):

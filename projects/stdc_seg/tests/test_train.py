@@ -7,14 +7,17 @@ import time
 
 from common.cli import UserError
 from common.run_log import read_run
+from common.weight_card import card_of
 from stdc_seg.checkpoint import read_state
+from stdc_seg.models import build_model
 from stdc_seg.runs import plan_run
 from stdc_seg.train import main, parse_args
 
+import cv2
 import numpy as np
 import pytest
 from runs import ENV, PROJECT, command, error_line, numbers, run_folder, train, train_words, write_data
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 EVERY = ("train.eval_every=10", "train.checkpoint_every=4")
 
@@ -84,6 +87,18 @@ def test_eval_repeats_the_number_of_training(data, reference, tmp_path):
     last = numbers(reference[1])["eval.csv"][-1]
     assert numbers(tmp_path)["eval.csv"] == [last]
     assert f"mIoU {float(last['miou_percent']):.2f} %" in process.stdout
+
+
+def test_classes_in_another_order_are_refused_at_evaluation_and_resume(data, reference, tmp_path):
+    other = write_data(tmp_path / "other")
+    (other / "classes.yaml").write_text("name: squares\nclasses: [two, one, three]\n")
+    folder = tmp_path / reference[1].name
+    shutil.copytree(reference[1], folder)
+    resumed = command("train.py", "--resume", folder, "--iters", 24, "--extend", "--data", other)
+    evaluated = command("eval.py", "--weights", folder / "last.safetensors", "--data", other)
+    for process in (resumed, evaluated):
+        line = error_line(process)
+        assert "made for 3 classes (one, two, three), the data has 3 (two, one, three): the same names in" in line
 
 
 def kill_and_resume(data, output, iters, moments, words):
@@ -217,9 +232,47 @@ def test_labels_with_nothing_to_learn_stop_the_run(data, tmp_path):
     assert "100.0 % of the pixels of the first 200 labels are ignored" in line
 
 
+def test_a_short_run_of_ignored_labels_stops_before_it_is_evaluated(tmp_path):
+    root = write_data(tmp_path / "data")
+    for line in (root / "train.txt").read_text().splitlines():
+        path = str(root / line.split(",")[1])
+        cv2.imwrite(path, np.full_like(cv2.imread(path, cv2.IMREAD_GRAYSCALE), 255))
+    (root / "classes.yaml").write_text("name: squares\nclasses: [one, two, three]\nignore: 255\n")
+    process = train(root, tmp_path / "out", 3)
+    assert "100.0 % of the pixels of the first 6 labels are ignored" in error_line(process)
+    assert "mIoU" not in process.stdout
+
+
+def test_weights_trained_on_other_input_are_refused(data, tmp_path, monkeypatch):
+    weights = tmp_path / "w.safetensors"
+    save_file({name: value.numpy() for name, value in build_model("stdc1").backbone.state_dict().items()}, weights)
+    card_of(weights).write_text("arch: stdcnet813\ninput: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}\n")
+    words = ["train.py", *map(str, train_words(data, tmp_path, 3, f"model.backbone_weights={weights}"))]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match=r"w.safetensors: trained with mean .*: set data.mean=\[0.5,0.5,0.5\]"):
+        main()
+    monkeypatch.setattr(sys, "argv", [*words, "data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]"])
+    main()
+    assert len(read_run(run_folder(tmp_path)).train) == 3
+
+
+def test_micro_batches_are_said_and_seen_one_at_a_time(data, tmp_path):
+    process = train(data, tmp_path / "four", 3, "--accumulate", 2, "train.batch_size=8")
+    assert process.returncode == 0, process.stderr[-2000:]
+    lines = process.stdout.splitlines()
+    start = lines.index("batch 8 = 2 micro-batches x 4 pictures, learning rate 0.005; the recipe's is batch 4")
+    assert lines[start + 1] == "batch normalisation: the statistics of each micro-batch, not of the batch"
+    words = ("train.batch_size=8", "--resume", "--accumulate", 4)
+    assert "train.accumulate differ" in error_line(train(data, tmp_path / "four", 3, *words))
+    assert "one value per channel" in error_line(train(data, tmp_path / "one", 3, "--accumulate", 2))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--config", "quickstart", "data.mean=[123.675, 116.28, 103.53]"], "scaled to 0..1: divide values of 0..255"),
+        (["--config", "quickstart", "data.std=[58.4, 57.1, 57.4]"], "scaled to 0..1: divide values of 0..255 by 255"),
+        (["--config", "quickstart", "--accumulate", "3"], "accumulate must be a divisor of batch_size 4"),
         (["--config", "qickstart"], r"no config file 'qickstart'.*did you mean 'quickstart'"),
         (["--config", "quickstart", "train.itres=3"], r"unknown key 'itres': did you mean 'iters'"),
         (["--config", "quickstart", "train.iters=many"], r"'train.iters' must be int, not str"),
