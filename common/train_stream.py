@@ -174,8 +174,8 @@ def require_valid_pixels(count: int, labels: Sequence[object]) -> None:
     """
     if count == 0:
         raise UserError(
-            f"{labels[0]}: no pixel of this label counts, nor of all {len(labels)} of its list: is data.dataset right "
-            f"for these labels? common/create_dataset_list.py check names the cause"
+            f"{labels[0]}: no pixel of this label counts, nor of all {len(labels)} of its list: is the data set "
+            "named right for these labels? common/create_dataset_list.py check says why"
         )
 
 

@@ -51,7 +51,7 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
     palette = values.get("palette")
     if palette is not None and (len(palette) != len(values["class_names"]) or max(map(max, palette)) > 255):
         raise UserError(
-            f"{where}: its header is damaged: 'palette' is not one RGB per class: take another copy of the file"
+            f"{where}: its header is damaged: 'palette' is not one RGB for each of 'class_names': take another copy"
         )
     return header_class(**{name: _tuples(value) for name, value in values.items()})
 

@@ -11,7 +11,7 @@ import pytest
 from bad_input import nothing_written, refusal, require_refusal, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import RESUMABLE, call, write_data
+from targets import RESUMABLE, TARGETS, call, write_data
 
 SLOW = pytest.mark.slow
 # What stands in file names: Latin, Chinese, Cyrillic, blanks inside, and what lists part paths with.
@@ -186,6 +186,30 @@ def test_a_project_refuses_it_in_training_and_evaluation(target, kind, tmp_path,
         with nothing_written(data, tmp_path / "out"):
             refusal(call(command), path)
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("kind", [*DOORS, "no separator", "three columns", "is not there"])
+def test_the_zoo_refuses_it_before_it_trains(kind, split, tmp_path, tried):
+    tried("a bad list", TARGETS[-1].name)
+    data = write_data(tmp_path / "data")
+    config, path = write_own_config(tmp_path / "mine.yml", data), data / f"{split}.txt"
+    if kind == "is not there":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes() + BAD[kind][0] if kind in DOORS else BAD[kind][0])
+    command = TARGETS[-1].train(data, tmp_path / "out", 1, "--do_eval", config=config)
+    with nothing_written(data, tmp_path / "out"):
+        line = refusal(call(command), path)
+    assert kind != "is not there" or f"create_dataset_list.py custom {data}" in line
+
+
+def write_own_config(path: Path, data: Path) -> Path:
+    """An experiment of the zoo on the three classes and the lists of `write_data`."""
+    own = f"type: Dataset, dataset_root: '{data}', num_classes: 3"
+    sections = [f"{split}_dataset: {{{own}, {split}_path: '{data / split}.txt'}}" for split in ("train", "val")]
+    path.write_text("\n".join([f"_base_: {TARGETS[-1].config_file}", *sections, "model: {num_classes: 3}\n"]))
+    return path
 
 
 @pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)

@@ -307,6 +307,21 @@ def test_labels_without_a_pixel_that_counts(target, tmp_path, tried):
         refusal(call(target.eval(trained(target).best, root, tmp_path)), files[0], "no pixel of this label counts")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_without_a_pixel_that_counts_in_the_zoo(split, tmp_path, tried):
+    """It has no eval.py: train.py says so of the labels to train on, and of those to evaluate on."""
+    target = TARGETS[-1]
+    root, files = spoiled(target.name, split, "label", encoded(LABEL + 255, "PNG"))
+    tried("labels all ignored", target.name)
+    with nothing_written(root):
+        outcome = call(target.train(root, tmp_path, 1, "--do_eval"))
+    words = (
+        ("100.0 % of the pixels", "are ignored") if split == "train" else (files[0], "no pixel of this label counts")
+    )
+    assert "data.dataset" not in refusal(outcome, *words)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)
 def test_predicting_bad_pictures_names_them_and_keeps_what_was_there(target, tmp_path, tried):
     kinds = ("zero bytes", "text", "animated png", "30000x30000 PNG")

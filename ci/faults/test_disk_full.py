@@ -4,6 +4,7 @@ Each command ends with one line, leaves no half file behind, and what was whole 
 """
 
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from targets import (
     CLASSES,
     RESUMABLE,
+    TARGETS,
     Command,
     below,
     call,
@@ -26,6 +28,20 @@ from targets import (
     write_data,
 )
 
+ZOO = TARGETS[-1]
+# Stands for measure.py: a cell's numbers in three pages.
+CELL = """
+import json, sys
+from common.cli import run_command
+from common.files import atomic_write
+def main():
+    result = {"step_ms": [100.0], "load_ms": [1.0], "losses": [3.0], "loss_scales": [None], "skipped_steps": 0}
+    result |= {"parameters": 7, "evaluation_ms": 1.0, "evaluation_miou_percent": 2.0, "memory_at_start_gib": 0.5}
+    result |= {"peak_memory_gib": 1.0, "memory_kind": "rss", "padding": "x" * 10_000}
+    with atomic_write(sys.argv[1]) as stream:
+        json.dump(result, stream)
+run_command(main)
+"""
 FULL = "no space left on the device while writing"
 
 
@@ -114,6 +130,41 @@ def test_evaluation_and_a_first_step_without_room(target, tmp_path, tried):
         fill(disk)
         assert FULL in error_line(run(target.train(data, disk / "run", 1)))
         assert_no_litter(disk)
+
+
+def test_training_in_the_zoo(tmp_path, tried):
+    tried("full disk at last.safetensors: one line, no half weights, the same command completes with room", ZOO.name)
+    data = write_data(tmp_path / "data")
+    with mounted(tmp_path / "disk", 2**20) as disk:
+        command = ZOO.train(data, disk, 1)
+        line = error_line(call(command))
+        assert FULL in line and "last.safetensors" in line
+        assert not list(disk.rglob("*.safetensors"))
+        assert_no_litter(disk)
+        resize(disk, 2**24)
+        assert call(command).status == 0
+        (weights,) = disk.rglob("last.safetensors")
+        checkpoint(weights)  # reads it whole
+
+
+@pytest.mark.parametrize("leave", [16384, 20480])
+def test_matrix(leave, tmp_path, monkeypatch, tried):
+    """The cell's process finds no room, or run_matrix.py itself: that is no result of the cell."""
+    tried("full disk in run_matrix.py: one line, no cell fails by it, the same line completes with room", ZOO.name)
+    script = tmp_path / "cell.py"
+    script.write_text(CELL)
+    monkeypatch.setattr(
+        "paddleseg_benchmark.run_matrix.cell_command", lambda cell, out, *_: [sys.executable, str(script), str(out)]
+    )
+    with mounted(tmp_path / "disk", 2**20) as disk:
+        fill(disk, leave)
+        words = ("--preset", "zoo", "--models", "fastscnn", "shufflenetv2", "--output", str(disk / "matrix"))
+        command = ZOO.command("run_matrix", *words)
+        assert FULL in error_line(call(command))
+        assert_no_litter(disk)
+        (disk / "filler").unlink()
+        assert call(command).status == 0
+        assert (disk / "matrix" / "matrix.csv").read_text().count(",ok,1,101.00,") == 2
 
 
 # --- lists, records, conversions -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ long. Inputs are sound files of which parts were changed, so that they come far 
 import importlib
 import json
 import os
+import re
 import time
 
 from common.cli import UserError
@@ -190,15 +191,17 @@ def test_config_loaders(tmp_path, tried):
     for target in TARGETS:
         name = "zoo" if target.name == "paddleseg_benchmark" else "config"
         read = importlib.import_module(f"{target.name}.{name}").read_config
-        text = target.config_file.read_text(encoding="utf-8").replace(
-            "_base_: '", f"_base_: '{target.config_file.parent}/"
-        )
+        text = target.config_file.read_text(encoding="utf-8")
+        text = re.sub(r"^(_base_: ['\"]?)", rf"\g<1>{target.config_file.parent}/", text, flags=re.MULTILINE)
         readers.append((lambda path, read=read: read(str(path)), text))
     labels = (
         "name: mine\nclasses: [road, {name: person, color: [220, 20, 60]}]\nignore: 255\nids: {10: 0, 20: 1, 0: 255}\n"
     )
     readers.append((load_custom, labels))
     path = tmp_path / "fuzzed.yaml"
+    for read, text in readers:  # unchanged they are read, so what is refused is refused for its changes
+        path.write_text(text, encoding="utf-8")
+        read(path)
 
     def look(drawn):
         which, changes = drawn

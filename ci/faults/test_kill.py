@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import yaml
 from killing import Killer, killed_until_done
-from targets import RESUMABLE, Command, below, checkpoint, finished_run_in, numbers, run_folder, write_data
+from targets import RESUMABLE, TARGETS, Command, below, checkpoint, finished_run_in, numbers, run_folder, write_data
 
+ZOO = TARGETS[-1]
 FEW, MANY = 2, 12
 COUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
@@ -81,6 +82,82 @@ def same_as_the_first(runs, output):
     for name in ("best.safetensors", "last.safetensors"):
         assert checkpoint(folder / name) == checkpoint(first / name), f"{name} differs"
     assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")], "a killed run left its litter"
+
+
+@pytest.mark.slow
+def test_a_training_of_the_zoo_killed_anywhere_begins_anew(tmp_path, tried):
+    """It has no --resume: the same command makes a new run, with the weights of an undisturbed one."""
+    kills = 4
+    tried("train.py killed and started again: no half weights, the same at the end", ZOO.name, kills)
+    data, runs = write_data(tmp_path / "data"), tmp_path / "runs"
+    names = iter(range(1000))
+
+    def trial():
+        output = runs / str(next(names))
+
+        def look():
+            for path in output.glob("*/[!.]*.safetensors"):
+                checkpoint(path)  # reads it whole
+
+        def check():
+            found = sorted(output.glob("*/last.safetensors"))
+            (first,) = (runs / "0").glob("*/last.safetensors")
+            assert found
+            for path in found:  # a killed run may have been whole already
+                assert checkpoint(path) == checkpoint(first)
+
+        return ZOO.train(data, output, 3).words, look, check
+
+    killer = Killer(ZOO.train(data, runs, 3), runs)
+    kill_all(killer, kills, trial, seed=7)
+    killer.close()
+
+
+# Stands for measure.py, which takes seconds to load: a cell's numbers, always the same.
+CELL = """
+import json, os, sys
+out = sys.argv[1]
+result = {"step_ms": [100.0], "load_ms": [1.0], "losses": [3.0, 2.0], "loss_scales": [None] * 2, "skipped_steps": 0}
+result |= {"parameters": 7, "evaluation_ms": 1.0, "evaluation_miou_percent": 2.0, "memory_at_start_gib": 0.5}
+result |= {"peak_memory_gib": 1.0, "memory_kind": "rss"}
+with open(out + ".tmp", "w") as stream:
+    json.dump(result, stream)
+os.rename(out + ".tmp", out)
+"""
+
+
+@pytest.mark.slow
+def test_a_matrix_killed_anywhere_is_completed_by_the_same_line(tmp_path, tried):
+    tried("run_matrix.py killed: the same line completes the matrix", ZOO.name, MANY)
+    script = tmp_path / "cell.py"
+    script.write_text(CELL)
+    folders, names = tmp_path / "matrices", iter(range(1000))
+    prepare = (
+        "import sys\nfrom paddleseg_benchmark import run_matrix\n"
+        f"run_matrix.cell_command = lambda cell, out, *_: [sys.executable, '-S', {str(script)!r}, str(out)]"
+    )
+
+    def trial():
+        folder = folders / str(next(names))
+        words = ("--preset", "zoo", "--models", "fastscnn", "deeplabv3p_resnet50", "--rounds", "2")
+
+        def look():
+            for path in folder.rglob("[!.]*.json"):
+                json.loads(path.read_text())
+            if (folder / "matrix.csv").exists():
+                assert len((folder / "matrix.csv").read_text().splitlines()) == 1 + 4
+
+        def check():
+            text = (folder / "matrix.csv").read_text()
+            assert text == (folders / "0" / "matrix.csv").read_text()
+            assert text.count(",ok,2,101.00,") == 4  # cells of two rounds
+            assert len(list((folder / "rounds").glob("*.json"))) == 4 * 2
+
+        return (*words, "--output", str(folder)), look, check
+
+    killer = Killer(Command("projects/paddleseg_benchmark/run_matrix.py", ()), folders, prepare)
+    kill_all(killer, MANY, trial, seed=8)
+    killer.close()
 
 
 # --- lists, drawn data, records --------------------------------------------------------------------------------------

@@ -35,6 +35,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(target, t
         assert all(np.isfinite(value).all() for value in load_file(path).values())
 
 
+def test_weights_that_are_no_numbers_are_not_saved_by_the_zoo(tmp_path, tried):
+    """The loss before the only update is finite; the other projects save after an evaluation, whose loss tells."""
+    tried("weights NaN after the last update: nothing saved", TARGETS[-1].name)
+    words = TARGETS[-1].key("optimizer.learning_rate", 1.0e300)
+    line = error_line(call(TARGETS[-1].train(write_data(tmp_path / "data"), tmp_path / "out", 1, *words)))
+    assert "holds what is no number after the last update: nothing is saved" in line
+    assert len(read_run(run_folder(tmp_path / "out")).train) == 1
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 # --- loaders ---------------------------------------------------------------------------------------------------------
 
 # One picture is never read. A wait without end stands for a network drive that does not answer.

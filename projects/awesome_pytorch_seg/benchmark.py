@@ -46,7 +46,7 @@ from typing import Any
 
 from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, serve
 from awesome_pytorch_seg.tables import write_csv
-from common.cli import CommandParser, UserError, run_command
+from common.cli import CommandParser, UserError, positive, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
 from common.progress import Progress
@@ -253,12 +253,12 @@ def _parse_args() -> argparse.Namespace:
     add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="networks (default: both)")
     sizes_help = "pixels of training pictures, of each size a row (default: 256x512)"
     add("--sizes", nargs="+", type=_size, default=[(256, 512)], metavar="HxW", help=sizes_help)
-    add("--batch", type=_positive, default=2, metavar="N", help="pictures of a training step, from 2 (default: 2)")
+    add("--batch", type=positive, default=2, metavar="N", help="pictures of a training step, from 2 (default: 2)")
     inference_help = "pixels of the picture of a forward (default: 256x512)"
     add("--inference-size", type=_size, default=(256, 512), metavar="HxW", help=inference_help)
-    add("--repeats", type=_positive, default=5, metavar="N", help="timed steps of each (default: 5)")
+    add("--repeats", type=positive, default=5, metavar="N", help="timed steps of each (default: 5)")
     threads_help = "CPU threads of each process (default: all physical cores, as train.py)"
-    add("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
+    add("--threads", type=positive, default=physical_cores(), metavar="N", help=threads_help)
     add = parser.add_argument_group("data and output").add_argument
     output_help = "folder for the files (default: output/benchmark_<date>_<time>)"
     add("--output", type=Path, metavar="DIR", help=output_help)
@@ -273,12 +273,6 @@ def _size(text: str) -> tuple[int, int]:
     if not found or any(int(side) < 96 or int(side) % 32 for side in found.groups()):  # smp takes no others
         raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH of multiples of 32 from 96")
     return int(found[1]), int(found[2])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from awesome_pytorch_seg.optimizer import WeightAverage
 from common.cli import UserError
 from common.files import atomic_write
 from common.typed_config import config_from_text
-from common.weight_header import header_from_json
+from common.weight_header import header_from_json, require_classes
 
 import safetensors
 import safetensors.torch
@@ -148,11 +148,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, class_names: tuple[str
         UserError: Other classes, a missing, unknown or differently shaped tensor.
     """
     state = read_state(path)
-    if len(state.class_names) != len(class_names):
-        raise UserError(
-            f"{path}: made for {len(state.class_names)} classes ({_few(state.class_names)}), the data has "
-            f"{len(class_names)} ({_few(class_names)}): use weights and data of the same classes"
-        )
+    require_classes(path, state.class_names, class_names)
     _fill(model, _tensors(path, "model."), path)
     return state
 
@@ -247,5 +243,5 @@ def _open(path: str | os.PathLike) -> Any:
         ) from None
 
 
-def _few(names: tuple[str, ...] | list[str]) -> str:
+def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

@@ -26,7 +26,7 @@ class ModelConfig:
     """The network and the weights that it starts from."""
 
     name: str  # a key of models.MODELS
-    backbone: str | None  # null: the network's default, or none where it is of one piece
+    backbone: str | None  # null: the network's default, or none where the network has no separate one
     backbone_weights: str | None = None  # a local file of ImageNet weights; null: random weights
     output_stride: int | None = None  # of the backbone's last features; null: the network's own
 
@@ -44,6 +44,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
+        scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
+        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,16 @@
     python demo.py --model fcn32s_vgg16_voc --input-pic street.jpg              # the latest such run under output/
     python demo.py --weights output/<run>/best.safetensors --input-pic folder more.png --outdir out
     python demo.py --weights output/<run>/best_export/model.onnx --input-pic folder --outdir out
+    python demo.py --weights W.safetensors --input-pic data/cityscapes/leftImg8bit/test --outdir out --format cityscapes
 
 For every picture, at the picture's own size:
     <stem>_ids.png      train ids, 8-bit grey
     <stem>_color.png    the same ids as a palette PNG: a viewer shows colours, a program reads ids
     <stem>_overlay.jpg  the colours half transparent over the picture
+For the test servers there is one file instead:
+    --format cityscapes  <city>_<sequence>_<frame>_pred_labelIds.png, the data set's label ids: pictures must be
+                         1024x2048 and named as in the data set
+    --format ade         <stem>.png, 1..150, and 0 for nothing
 
 Folders are searched with their subfolders, which --outdir mirrors. Nothing is downloaded: --model finds weights that
 were trained here.
@@ -17,8 +22,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -36,12 +42,17 @@ from awesome_pytorch_seg.models import ALIASES, MODELS
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
+from common.labels import LabelSet, label_set
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
-from common.picture_files import IMAGE_SUFFIXES, read_image
+from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
 from common.progress import track
 
 import numpy as np
 
+CITYSCAPES_SIZE = (1024, 2048)
+CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
+FORMATS = {"cityscapes": ("cityscapes",), "ade": ("ade20k", "ade20k_151")}
+"""Label sets whose networks can write a format."""
 OVERLAY_OPACITY = 0.5
 
 
@@ -101,7 +112,7 @@ def predict_ids(network: Network, info: ModelInfo, image: np.ndarray) -> np.ndar
     return network.logits(images)[0].argmax(axis=0).astype(np.uint8)
 
 
-def find_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
+def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
     """The pictures of files and folders, in order, with places under `output` that mirror the folders.
 
     Raises:
@@ -118,7 +129,7 @@ def find_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
             raise UserError(f"--input-pic {given}: no pictures in it ({', '.join(IMAGE_SUFFIXES)})")
         for picture in pictures:
             folder = picture.parent.relative_to(given) if given.is_dir() else Path()
-            target = output / folder / picture.stem
+            target = output / folder / name_of(picture)
             if target in jobs:
                 first = jobs[target].picture
                 raise UserError(f"{first} and {picture} would both be written to {target}*: predict them apart")
@@ -131,22 +142,49 @@ def write_results(job: Job, image: np.ndarray, ids: np.ndarray, info: ModelInfo)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(info.palette)] = info.palette
     mixed = image * (1 - OVERLAY_OPACITY) + palette[ids] * OVERLAY_OPACITY
-    results = {
-        "_ids.png": png_bytes(ids),
-        "_color.png": palette_png_bytes(ids, palette),
-        "_overlay.jpg": jpeg_bytes(np.rint(mixed).astype(np.uint8)),
-    }
-    for ending, content in results.items():
-        with atomic_write(job.target.with_name(job.target.name + ending), "wb") as stream:
-            stream.write(content)
+    _write(job.target, "_ids.png", png_bytes(ids))
+    _write(job.target, "_color.png", palette_png_bytes(ids, palette))
+    _write(job.target, "_overlay.jpg", jpeg_bytes(np.rint(mixed).astype(np.uint8)))
+
+
+def cityscapes_name(picture: Path) -> str:
+    """<city>_<sequence>_<frame> of a Cityscapes picture.
+
+    Raises:
+        UserError: Another name, by which the evaluation would not find the result.
+    """
+    match = CITYSCAPES_NAME.fullmatch(picture.stem)
+    if match is None:
+        raise UserError(f"{picture}: --format cityscapes needs names such as berlin_000000_000019_leftImg8bit.png")
+    return match[1]
+
+
+def labels_of_format(name: str, class_names: tuple[str, ...]) -> LabelSet:
+    """The label set in whose values a format is written.
+
+    Raises:
+        UserError: The network has other classes.
+    """
+    for labels in map(label_set, FORMATS[name]):
+        if labels.class_names == class_names:
+            return labels
+    needed = label_set(FORMATS[name][0])
+    raise UserError(
+        f"--format {name} needs weights with the {needed.num_classes} classes of {needed.name}; these have "
+        f"{len(class_names)} ({', '.join(class_names[:3])}, ...): use --format ids"
+    )
 
 
 def main() -> None:
     """The command."""
     args = _parse_args()
-    jobs = find_jobs(args.input_pic, args.outdir)
+    is_cityscapes = args.format == "cityscapes"
+    jobs = find_jobs(args.input_pic, args.outdir, cityscapes_name if is_cityscapes else lambda picture: picture.stem)
+    if is_cityscapes:
+        _require_cityscapes_size(jobs)
     weights = args.weights or find_weights(*split_name(args.model), Path("output"))
     network, info = open_network(weights)
+    labels = None if args.format == "ids" else labels_of_format(args.format, info.class_names)
     start = time.perf_counter()
     for job in track(jobs, "predict", "image"):
         image = read_image(job.picture)
@@ -154,9 +192,24 @@ def main() -> None:
             ids = predict_ids(network, info, image)
         except UserError as error:
             raise UserError(f"{job.picture}: {error}") from None
-        write_results(job, image, ids, info)
+        if labels is None:
+            write_results(job, image, ids, info)
+        else:
+            _write(job.target, "_pred_labelIds.png" if is_cityscapes else ".png", png_bytes(labels.decode(ids)))
     milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
     print(f"{weights}: {len(jobs)} predictions in {args.outdir} ({milliseconds:.0f} ms per picture, files included)")
+
+
+def _require_cityscapes_size(jobs: list[Job]) -> None:
+    for job in jobs:
+        size = read_size(job.picture)
+        if size != CITYSCAPES_SIZE:
+            raise UserError(f"{job.picture}: is {size[0]}x{size[1]}, --format cityscapes needs 1024x2048 pixels")
+
+
+def _write(target: Path, ending: str, content: bytes) -> None:
+    with atomic_write(target.with_name(target.name + ending), "wb") as stream:
+        stream.write(content)
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -174,6 +227,8 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--input-pic", required=True, type=Path, nargs="+", metavar="PATH", help=pictures)
     outdir = "where results go (default: output/demo)"
     parser.add_argument("--outdir", type=Path, default=Path("output/demo"), metavar="DIR", help=outdir)
+    format_help = "ids: three files a picture; cityscapes, ade: one, for the test server (default: ids)"
+    parser.add_argument("--format", choices=("ids", *FORMATS), default="ids", help=format_help)
     return parser.parse_args()
 
 

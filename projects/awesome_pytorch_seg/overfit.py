@@ -42,7 +42,7 @@ class Result:
 
     Attributes:
         model: A key of `models.MODELS`.
-        backbone: "" where the network is of one piece.
+        backbone: "" where the network has no separate backbone.
         miou_percent: On the picture, the best.
         iters: Updates until then.
         seconds: Wall time of the training.

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
+
+from common.cli import UserError
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+
+TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others before it gives up
 
 
 def join(use_cuda: bool) -> torch.device:
@@ -18,8 +23,22 @@ def join(use_cuda: bool) -> torch.device:
     if use_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def explain_loss(error: RuntimeError, step: int) -> None:
+    """Says of an error that comes from another process's end or silence where this process was.
+
+    Raises:
+        UserError: It is such an error; others are left to the caller.
+    """
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        reason = str(error).splitlines()[0].rpartition("] ")[2][:100]
+        raise UserError(
+            f"process {rank()} at step {step}: another process ended, or has not answered for "
+            f"{TIMEOUT.total_seconds() / 60:g} minutes ({reason}): see what it said, then go on with --resume"
+        ) from None
 
 
 def leave() -> None:

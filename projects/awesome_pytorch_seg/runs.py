@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class RunPlan:
         checkpoint: Where to go on from; None starts afresh.
         data_root: --data, if given.
         is_finished: The checkpoint has reached the last iteration.
+        recipe_batch: The batch size of the config that was named, as it stands in its file; None for a resumed run.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class RunPlan:
     checkpoint: Path | None
     data_root: str | None
     is_finished: bool = False
+    recipe_batch: int | None = None
 
 
 def plan_run(args: argparse.Namespace) -> RunPlan:
@@ -57,7 +60,28 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         processes.say(f"config {name}" + (f" for {run_name}" if name != run_name else ""))
     commit, _ = git_commit(CONFIG_DIR)
     folder = _new_folder(args.output, run_id(run_name, config.train.seed, commit))
-    return RunPlan(config, run_name, folder, None, args.data)
+    return RunPlan(config, run_name, folder, None, args.data, recipe_batch=_recipe_batch(name))
+
+
+def say_batch(plan: RunPlan) -> None:
+    """Prints how an update is cut over processes and micro-batches, and how its batch differs from the recipe's."""
+    train, rate = plan.config.train, plan.config.optimizer.learning_rate
+    cuts = {"processes": processes.world_size(), "micro-batches": train.accumulate}
+    pictures = train.batch_size // math.prod(cuts.values())
+    factors = [f"{count} {name}" for name, count in cuts.items() if count > 1]
+    cut = f" = {' x '.join(factors)} x {pictures} pictures" if factors else ""
+    other = plan.recipe_batch not in (None, train.batch_size)
+    recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
+    processes.say(f"batch {train.batch_size}{cut}, learning rate {rate:g}{recipe}")
+    if train.accumulate > 1:
+        processes.say("batch normalisation: the statistics of each micro-batch, not of the batch")
+
+
+def _recipe_batch(name: str) -> int | None:
+    try:
+        return read_config(name).train.batch_size
+    except UserError:  # a file that words of the command complete
+        return None
 
 
 def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None) -> RunPlan:

@@ -37,8 +37,9 @@ from awesome_pytorch_seg.lr_schedule import learning_rate
 from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.models import build_loss
 from awesome_pytorch_seg.models.dunet import DUpsampling
+from awesome_pytorch_seg.models.layers import refuse_single_value_batch_norm
 from awesome_pytorch_seg.optimizer import WeightAverage, build_optimizer, set_learning_rate
-from awesome_pytorch_seg.runs import RunPlan, plan_run
+from awesome_pytorch_seg.runs import RunPlan, plan_run, say_batch
 from awesome_pytorch_seg.training_log import TrainingLog, describe_run
 from common.cli import UserError, run_command
 from common.files import atomic_write
@@ -46,6 +47,7 @@ from common.progress import Progress
 from common.run_log import TABLE_HEADER, print_scores, read_run, table_row
 from common.train_stream import ValidPixels
 from common.typed_config import config_to_text
+from common.weight_card import require_same_input
 
 import numpy as np
 import torch
@@ -53,6 +55,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 class Trainer:
@@ -67,6 +70,7 @@ class Trainer:
         self.labels = self.train_set.labels
         torch.manual_seed(config.train.seed)
         self.layout = memory_layout(config.train.channels_last)
+        self._check_input()
         self.model = self._build_model()
         self.loss = build_loss(config.model.name, config.loss, self.labels.num_classes).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -111,12 +115,26 @@ class Trainer:
                 if self.log is not None and (self.step % train.log_every == 0 or self.step == train.iters):
                     epoch = self.step * train.batch_size / len(self.train_set)
                     self.log.step(self.step, epoch, row, done - ready, loaded - ready)
+                if self.step == train.iters:
+                    valid.at_the_end()
                 self._evaluate_and_save(bar)
                 if self.best_miou >= enough:
                     break
                 ready = time.perf_counter()
         if self.log is not None:
             self.log.close()
+
+    def _check_input(self) -> None:
+        """Refuses or warns of pictures that are normalised otherwise than those of the backbone's weights were."""
+        model, data = self.config.model, self.config.data
+        if model.backbone_weights is None or self.plan.checkpoint is not None:
+            return
+        require_same_input(model.backbone_weights, data.mean, data.std)
+        if model.backbone == "xception65" and data.mean == IMAGENET_MEAN:
+            processes.say(
+                "warning: the published weights of xception65 expect pictures of mean and std 0.5: for them set "
+                "data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
+            )
 
     def _build_model(self) -> nn.Module:
         config = self.config.model
@@ -176,10 +194,10 @@ class Trainer:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise UserError(
-                f"a batch normalisation would see one value per channel ({len(images)} picture at a time): use at "
-                f"least 2 per process and part: raise train.batch_size or lower train.accumulate"
-            ) from None
+            advice = "use at least 2 pictures per process and part: raise train.batch_size or lower train.accumulate"
+            with refuse_single_value_batch_norm(self.model, advice):
+                self.model(images)
+            raise
 
     def _evaluate_and_save(self, bar: Progress) -> None:
         train = self.config.train
@@ -269,8 +287,13 @@ def main() -> None:
         processes.say(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
     else:
         keep_freed_memory()
+        say_batch(plan)
         trainer = Trainer(plan, device, args.tensorboard)
-        trainer.run()
+        try:
+            trainer.run()
+        except RuntimeError as error:
+            processes.explain_loss(error, trainer.step + 1)
+            raise
         if processes.rank() == 0:
             _print_end(trainer)
     processes.leave()
@@ -279,6 +302,8 @@ def main() -> None:
 def _print_end(trainer: Trainer) -> None:
     folder, share = trainer.plan.folder, trainer.data_seconds / trainer.seconds
     print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
+    if share > 0.2:
+        print(f"warning: loading is the bottleneck: raise --workers (now {trainer.config.train.num_workers})")
     print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
     print(f"{TABLE_HEADER}\n{table_row(read_run(folder))}")
     print(f"curve: {folder}/curve.png")

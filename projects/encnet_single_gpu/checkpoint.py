@@ -14,7 +14,7 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
-from common.weight_header import header_from_json
+from common.weight_header import header_from_json, require_classes
 from encnet_single_gpu.optimizer import WeightAverage
 
 import safetensors
@@ -96,11 +96,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, class_names: tuple[str
         UserError: Other classes, a missing, unknown or differently shaped tensor.
     """
     state = read_state(path)
-    if len(state.class_names) != len(class_names):
-        raise UserError(
-            f"{path}: made for {len(state.class_names)} classes ({_few(state.class_names)}), the data has "
-            f"{len(class_names)} ({_few(class_names)}): use weights and data of the same classes"
-        )
+    _require_classes(path, state.class_names, class_names)
     _fill(model, _tensors(path, "model."), path)
     return state
 
@@ -158,6 +154,17 @@ def _refuse_other_moments(
         raise UserError(f"{path}: lacks a part of the optimizer's state: resume from a whole file")
 
 
+def _require_classes(path: str | os.PathLike, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """`require_classes`, with the option that trains the background or leaves it out."""
+    try:
+        require_classes(path, stored, wanted)
+    except UserError as error:
+        if stored != ("background", *wanted) and wanted != ("background", *stored):
+            raise
+        cure = "with" if wanted[0] == "background" else "without"
+        raise UserError(f"{error}, or train new ones {cure} --background (ADE20K, PASCAL-Context)") from None
+
+
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
     wanted = model.state_dict()
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
@@ -197,5 +204,5 @@ def _open(path: str | os.PathLike) -> Any:
         ) from None
 
 
-def _few(names: tuple[str, ...] | list[str]) -> str:
+def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

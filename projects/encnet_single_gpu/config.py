@@ -49,6 +49,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
+        scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
+        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import math
 import time
 from pathlib import Path
 
-from common.cli import CommandParser, run_command
+from common.cli import CommandParser, UserError, run_command
 from common.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.progress import track
@@ -32,6 +32,8 @@ from encnet_single_gpu.data.dataset import open_list, with_root
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.inference import load_network, read_experiment
 from encnet_single_gpu.losses import mean_cross_entropy
+from encnet_single_gpu.memory import memory_errors_explained
+from encnet_single_gpu.runs import require_one_process
 
 import numpy as np
 import torch
@@ -76,6 +78,16 @@ class EvalProtocol:
         several = name == "encoding_ms_flip"
         return cls(base_size, crop_size, ENCODING_SCALES if several else (1.0,), several)
 
+    @property
+    def memory_advice(self) -> str:
+        """What helps where a picture does not fit into memory."""
+        if self.base_size is None:
+            return (
+                "the network sees the whole picture: give eval.py and predict.py --protocol encoding_ss, which takes "
+                "windows; for training leave the picture out of the list of validation pictures and go on with --resume"
+            )
+        return "windows are small, but the classes' scores of the whole picture do not fit: make the picture smaller"
+
     def __str__(self) -> str:
         if self.base_size is None:
             return "ss, whole image"
@@ -92,7 +104,17 @@ def class_scores(
     Whole image: the logits. Otherwise the logarithm of what `EvalProtocol` says is added up.
 
     Shapes: image (1, 3, H, W) normalised, black (3,) its value for black -> (1, num_classes, *size).
+
+    Raises:
+        UserError: Too little memory.
     """
+    with memory_errors_explained(protocol.memory_advice):
+        return _class_scores(model, image, size, protocol, black)
+
+
+def _class_scores(
+    model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol, black: torch.Tensor
+) -> torch.Tensor:
     if protocol.base_size is None:
         return resize(model(image).float(), size, align_corners=False)
     height, width = image.shape[2:]
@@ -167,7 +189,10 @@ def evaluate(
         if protocol.base_size is None:
             require_sides(dataset.pairs[index].image, sample.label.shape, 1.0)
         image = torch.from_numpy(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
-        scores = class_scores(model, image.to(device), sample.label.shape, protocol, black)
+        try:
+            scores = class_scores(model, image.to(device), sample.label.shape, protocol, black)
+        except UserError as error:
+            raise UserError(f"{dataset.pairs[index].image}: {error}") from None
         matrix.update(sample.label, scores.argmax(dim=1)[0].cpu().numpy())
         label = torch.from_numpy(sample.label[None].astype(np.int64)).to(device)
         image_loss, image_pixels = mean_cross_entropy(scores, label)
@@ -186,13 +211,14 @@ def black_of(mean: tuple[float, ...], std: tuple[float, ...], device: torch.devi
 def main() -> None:
     """The command."""
     args = _parse_args()
+    require_one_process()
     state, config = read_experiment(args.weights)
     data = with_root(config.data, args.data)
     protocol = EvalProtocol.named(args.protocol, max(config.augment.crop_size))
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
     labels = dataset.labels
-    model = load_network(args.weights, labels.class_names).model
+    model = load_network(args.weights, labels.class_names)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     result = evaluate(model, dataset, data, protocol)
     print_scores(result, labels.class_names, protocol, args.split)

@@ -15,22 +15,20 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import tempfile
 import warnings
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write, sha256_of
-from encnet_single_gpu.inference import TrainedNetwork, load_network
+from common.files import atomic_write
+from encnet_single_gpu.inference import load_network, read_checkpoint_info
 from encnet_single_gpu.models.segnet import Pooling
 
 import numpy as np
 import torch
 from torch import nn
 
-FORMAT = "segrepro-encnet_single_gpu-export-1"
 MAX_DIFFERENCE = 1e-3  # of logits, over their largest value
 MIN_AGREEMENT_PERCENT = 99.9  # of pixels with the same class
 TRACED_SIZE = (128, 160)
@@ -79,13 +77,13 @@ def export(weights: str | os.PathLike, path: Path, size: tuple[int, int], fixed:
     Raises:
         UserError: The checkpoint cannot be read, the exporter failed, or its graph is not the network.
     """
-    network = load_network(weights)
+    model = load_network(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
         draft = Path(folder) / "model.onnx"
-        _write_onnx(network.model, draft, size, fixed)
-        _add_metadata(draft, network, weights)
-        comparisons = [compare(network.model, draft, each) for each in ((size,) if fixed else (size, *OTHER_SIZES))]
+        _write_onnx(model, draft, size, fixed)
+        _add_metadata(draft, weights)
+        comparisons = [compare(model, draft, each) for each in ((size,) if fixed else (size, *OTHER_SIZES))]
         wrong = [str(comparison) for comparison in comparisons if not comparison.agrees]
         if wrong:
             raise UserError(
@@ -155,24 +153,11 @@ def _write_onnx(model: nn.Module, path: Path, size: tuple[int, int], fixed: bool
             ) from None
 
 
-def _add_metadata(path: Path, network: TrainedNetwork, weights: str | os.PathLike) -> None:
+def _add_metadata(path: Path, weights: str | os.PathLike) -> None:
     import onnx
 
-    state = network.state
-    values = {
-        "format": FORMAT,
-        "network": network.config.model.name,
-        "step": state.step,
-        "weights_sha256": sha256_of(weights),
-        "class_names": state.class_names,
-        "palette": network.palette.tolist(),
-        "channel_order": "RGB",
-        "scale": 1 / 255,
-        "mean": state.mean,
-        "std": state.std,
-    }
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()})
+    onnx.helper.set_model_props(model, read_checkpoint_info(weights).to_texts())
     onnx.save(model, path)
 
 

@@ -53,6 +53,8 @@ def command_parser(description: str) -> CommandParser:
     add = groups[SPEED].add_argument
     add("--fit-memory", action="store_true", help="measure how many pictures fit at once and set --micro-batch so")
     _add_keys(groups)
+    # What old launchers pass; how many processes they started stands in WORLD_SIZE.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
 

@@ -2,38 +2,45 @@
 
     python predict.py --weights output/<run>/best.safetensors --input street.jpg --output out
     python predict.py --weights W.safetensors --input folder more.png --output out --protocol encoding_ms_flip
+    python predict.py --weights output/<run>/best_export/model.onnx --input folder --output out
 
 For every picture, at the picture's own size:
     <stem>_ids.png      train ids, 8-bit grey
     <stem>_color.png    the same ids as a palette PNG: a viewer shows colours, a program reads ids
     <stem>_overlay.jpg  the colours half transparent over the picture
---format dataset writes <stem>.png instead, alone, with the values of the data set's own label files (ADE20K: 1..150).
+--format dataset writes one file instead, <stem>.png, with the values of the data set's own label files (ADE20K: 1 to
+150). For Cityscapes it is <city>_<sequence>_<frame>_pred_labelIds.png, as its evaluation server takes it: pictures must
+be 1024x2048 and named as in the data set.
 
-Folders are searched with their subfolders, which --output mirrors.
+Folders are searched with their subfolders, which --output mirrors. A checkpoint runs in PyTorch, on the GPU if there is
+one, an exported model.onnx in ONNX Runtime on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
-from common.labels import label_set
+from common.labels import LabelSet, label_set
 from common.list_dataset import SMALLEST_SIDE
 from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
-from common.picture_files import IMAGE_SUFFIXES, read_image
+from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
 from common.progress import track
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.eval import PROTOCOLS, EvalProtocol, black_of, class_scores
-from encnet_single_gpu.inference import TrainedNetwork, load_network
+from encnet_single_gpu.inference import ModelInfo, OnnxNetwork, load_network, read_checkpoint_info
 
 import numpy as np
 import torch
 
+CITYSCAPES_SIZE = (1024, 2048)
+CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
 OVERLAY_OPACITY = 0.5
 
 
@@ -49,33 +56,55 @@ class Predictor:
     """Pictures in, train ids out, as evaluation computes them.
 
     Args:
-        network: A trained network.
+        network: A trained network, or one in another runtime that is called alike.
+        info: What its weight file says of its input.
         protocol: How its scores are put together.
         device: Where it runs.
     """
 
-    def __init__(self, network: TrainedNetwork, protocol: EvalProtocol, device: torch.device):
-        self._model = network.model.to(device)
-        self._mean, self._std = network.state.mean, network.state.std
-        self._protocol, self._device = protocol, device
+    def __init__(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        info: ModelInfo,
+        protocol: EvalProtocol,
+        device: torch.device,
+    ):
+        self.info = info
+        self._network, self._protocol, self._device = network, protocol, device
 
     @torch.no_grad()
     def ids(self, image: np.ndarray) -> np.ndarray:
         """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W).
 
         Raises:
-            UserError: The picture is too small for the network.
+            UserError: The picture is too small for the network, of a size that an export does not take, or too large
+                for the memory.
         """
         size = image.shape[:2]
         if min(size) < SMALLEST_SIDE:
             raise UserError(f"{size[0]}x{size[1]} pixels: each side must have at least {SMALLEST_SIDE}")
-        images = torch.from_numpy(normalize(image, self._mean, self._std)).unsqueeze(0)  # (1, 3, H, W)
-        black = black_of(self._mean, self._std, self._device)
-        scores = class_scores(self._model, images.to(self._device), size, self._protocol, black)
+        images = torch.from_numpy(normalize(image, self.info.mean, self.info.std)).unsqueeze(0)  # (1, 3, H, W)
+        black = black_of(self.info.mean, self.info.std, self._device)
+        scores = class_scores(self._network, images.to(self._device), size, self._protocol, black)
         return scores.argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
 
 
-def find_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
+def open_predictor(weights: str, protocol: str) -> Predictor:
+    """Loads a checkpoint (.safetensors) into PyTorch or an exported .onnx into ONNX Runtime.
+
+    Raises:
+        UserError: Weights missing, damaged or of another kind.
+    """
+    if Path(weights).suffix == ".onnx":
+        network, device = OnnxNetwork(weights), torch.device("cpu")
+        info = network.info
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network, info = load_network(weights).to(device), read_checkpoint_info(weights)
+    return Predictor(network, info, EvalProtocol.named(protocol, info.crop_size), device)
+
+
+def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
     """The pictures of files and folders, in order, with places under `output` that mirror the folders.
 
     Raises:
@@ -83,7 +112,7 @@ def find_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
     """
     jobs: dict[Path, Job] = {}
     for picture, folder in _pictures(inputs, output):
-        target = output / folder / picture.stem
+        target = output / folder / name_of(picture)
         if target in jobs:
             raise UserError(
                 f"{jobs[target].picture} and {picture} would both be written to {target}*: predict them apart"
@@ -118,16 +147,50 @@ def write_ids(job: Job, image: np.ndarray, ids: np.ndarray, colors: np.ndarray) 
     _write(job.target, "_overlay.jpg", jpeg_bytes(np.rint(mixed).astype(np.uint8)))
 
 
+def cityscapes_name(picture: Path) -> str:
+    """<city>_<sequence>_<frame> of a Cityscapes picture.
+
+    Raises:
+        UserError: Another name, by which the evaluation would not find the result.
+    """
+    match = CITYSCAPES_NAME.fullmatch(picture.stem)
+    if match is None:
+        raise UserError(
+            f"{picture}: --format dataset of Cityscapes needs names such as berlin_000000_000019_leftImg8bit.png"
+        )
+    return match[1]
+
+
+def _require_cityscapes_size(jobs: list[Job]) -> None:
+    for job in jobs:
+        size = read_size(job.picture)
+        if size != CITYSCAPES_SIZE:
+            raise UserError(
+                f"{job.picture}: is {size[0]}x{size[1]}, --format dataset of Cityscapes needs 1024x2048 pixels"
+            )
+
+
+def _labels_of_files(info: ModelInfo) -> LabelSet:
+    """The label set whose files --format dataset writes; of Cityscapes labelIds, whatever the training read."""
+    if info.dataset == "custom":
+        raise UserError("--format dataset knows the sets of common/labels.py, these weights are of a custom one")
+    labels = label_set("cityscapes" if info.dataset == "cityscapes_trainids" else info.dataset)
+    if info.class_names != labels.class_names:
+        raise UserError(
+            f"--format dataset: these weights are of '{info.dataset}' but have other classes than it: use --format ids"
+        )
+    return labels
+
+
 def main() -> None:
     """The command."""
     args = _parse_args()
-    jobs = find_jobs(args.input, args.output)
-    network = load_network(args.weights)
-    data = network.config.data
-    if args.format == "dataset" and data.dataset == "custom":
-        raise UserError("--format dataset knows the sets of common/labels.py, these weights are of a custom one")
-    protocol = EvalProtocol.named(args.protocol, max(network.config.augment.crop_size))
-    predictor = Predictor(network, protocol, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    predictor = open_predictor(args.weights, args.protocol)
+    labels = _labels_of_files(predictor.info) if args.format == "dataset" else None
+    is_cityscapes = labels is not None and labels.name == "cityscapes"
+    jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else lambda picture: picture.stem)
+    if is_cityscapes:
+        _require_cityscapes_size(jobs)
     start = time.perf_counter()
     for job in track(jobs, "predict", "image"):
         image = read_image(job.picture)
@@ -135,10 +198,10 @@ def main() -> None:
             ids = predictor.ids(image)
         except UserError as error:
             raise UserError(f"{job.picture}: {error}") from None
-        if args.format == "dataset":
-            _write(job.target, ".png", png_bytes(label_set(data.dataset).decode(ids)))
+        if labels is None:
+            write_ids(job, image, ids, np.array(predictor.info.palette, np.uint8))
         else:
-            write_ids(job, image, ids, network.palette)
+            _write(job.target, "_pred_labelIds.png" if is_cityscapes else ".png", png_bytes(labels.decode(ids)))
     milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
     print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per picture, files included)")
 
@@ -150,7 +213,8 @@ def _write(target: Path, ending: str, content: bytes) -> None:
 
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
+    weights_help = "checkpoint of train.py, .safetensors, or export, .onnx"
+    parser.add_argument("--weights", required=True, metavar="FILE", help=weights_help)
     parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
     protocol_help = "how scores are put together, see eval.py --help (default: ss)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
@@ -34,6 +35,7 @@ class RunPlan:
         checkpoint: Where to go on from; None starts afresh.
         data_root: --data, if given.
         is_finished: The checkpoint has reached the last iteration.
+        recipe_batch: The batch size of the config that was named, as it stands in its file; None for a resumed run.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class RunPlan:
     checkpoint: Path | None
     data_root: str | None
     is_finished: bool = False
+    recipe_batch: int | None = None
 
 
 def plan_run(args: argparse.Namespace) -> RunPlan:
@@ -67,7 +70,32 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         stem += "_background"
     commit, _ = git_commit(CONFIG_DIR)
     folder = _new_folder(args.output, run_id(stem, config.train.seed, commit))
-    return RunPlan(config, stem, folder, None, args.data)
+    return RunPlan(config, stem, folder, None, args.data, recipe_batch=_recipe_batch(name))
+
+
+def require_one_process() -> None:
+    """Raises UserError where a launcher such as torchrun started several processes: all would write the same files."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise UserError(
+            f"WORLD_SIZE is {count}, and this project runs in one process, on one GPU: start it without torchrun; "
+            f"awesome_pytorch_seg trains on several GPUs"
+        )
+
+
+def say_batch(plan: RunPlan) -> None:
+    """Prints the pictures of an update, and how they differ from the recipe's."""
+    other = plan.recipe_batch not in (None, plan.config.train.batch_size)
+    recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
+    rate = plan.config.optimizer.learning_rate
+    print(f"batch {plan.config.train.batch_size}, learning rate {rate:g}{recipe}", flush=True)
+
+
+def _recipe_batch(name: str) -> int | None:
+    try:
+        return read_config(name).train.batch_size
+    except UserError:  # a file that words of the command complete
+        return None
 
 
 def _recipe_name(args: argparse.Namespace) -> str:

@@ -26,6 +26,7 @@ from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import ValidPixels
 from common.typed_config import config_to_text
+from common.weight_card import require_same_input
 from encnet_single_gpu.checkpoint import TrainState, load_average, load_model, load_optimizer, save_checkpoint
 from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
 from encnet_single_gpu.eval import EvalProtocol, evaluate
@@ -35,8 +36,9 @@ from encnet_single_gpu.lr_schedule import learning_rate
 from encnet_single_gpu.memory import keep_freed_memory, largest_micro_batch, memory_errors_explained, micro_batches
 from encnet_single_gpu.models import build_model
 from encnet_single_gpu.models.backbones import load_backbone
+from encnet_single_gpu.models.layers import refuse_single_value_batch_norm
 from encnet_single_gpu.optimizer import WeightAverage, build_optimizer, set_learning_rate
-from encnet_single_gpu.runs import RunPlan, plan_run
+from encnet_single_gpu.runs import RunPlan, plan_run, require_one_process, say_batch
 
 import numpy as np
 import torch
@@ -64,6 +66,7 @@ class Trainer:
         if config.model.backbone_weights and plan.checkpoint is None:
             if not hasattr(model, "backbone"):
                 raise UserError(f"{config.model.name} has no backbone: leave --backbone-weights out")
+            require_same_input(config.model.backbone_weights, config.data.mean, config.data.std)
             load_backbone(model.backbone, config.model.backbone_weights)
         self.model = model.to(device, memory_format=self.layout)
         self.network = torch.compile(self.model) if config.train.compile else self.model
@@ -125,6 +128,8 @@ class Trainer:
                 bar.update()
                 if self.step % train.log_every == 0 or self.step == train.iters:
                     self._log_step(row, done - ready, loaded - ready)
+                if self.step == train.iters:
+                    valid.at_the_end()
                 self._evaluate_and_save(bar)
                 ready = time.perf_counter()
 
@@ -178,15 +183,9 @@ class Trainer:
         """Refuses a part of one picture where normalisation after global pooling would get one value per channel."""
         if min(part.stop - part.start for part in parts) > 1:
             return
-        try:
+        advice = "give a --batch-size and --micro-batch that leave no picture alone"
+        with refuse_single_value_batch_norm(self.model, advice):
             self._step_on_noise(1)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"{self.config.model.name} cannot be trained on one picture at a time, batch normalisation would get "
-                f"one value per channel: give a --batch-size and --micro-batch that leave no picture alone"
-            ) from None
 
     def _evaluate_and_save(self, bar: Progress) -> None:
         train, last = self.config.train, self.step == self.config.train.iters
@@ -285,22 +284,32 @@ class Trainer:
 def main() -> None:
     """The command."""
     args = parse_args(__doc__)
+    require_one_process()
     plan = plan_run(args)
     if plan.is_finished:
         print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
         return
     keep_freed_memory()
+    say_batch(plan)
     advice = f"go on with --resume {plan.folder} and a smaller --micro-batch, or start anew with a smaller --crop-size"
     with memory_errors_explained(advice):
         trainer = Trainer(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         if args.fit_memory:
             trainer.fit_memory()
         trainer.run()
-    share = trainer.data_seconds / trainer.seconds
+    _print_end(trainer)
+
+
+def _print_end(trainer: Trainer) -> None:
+    folder, share = trainer.plan.folder, trainer.data_seconds / trainer.seconds
     print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
+    if share > 0.2:
+        print(f"warning: loading is the bottleneck: raise --num-workers (now {trainer.config.train.num_workers})")
+    if trainer.device.type == "cuda":
+        print(f"most GPU memory in use: {torch.cuda.max_memory_allocated(trainer.device) / 2**30:.1f} GiB")
     print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
-    print(f"{TABLE_HEADER}\n{table_row(read_run(plan.folder))}")
-    print(f"curve: {plan.folder}/curve.png")
+    print(f"{TABLE_HEADER}\n{table_row(read_run(folder))}")
+    print(f"curve: {folder}/curve.png")
 
 
 if __name__ == "__main__":

@@ -4,48 +4,60 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from common.cli import UserError
-from common.labels import IGNORE
+from common.labels import IGNORE, LabelSet, label_set, load_custom
 from common.list_dataset import REPOSITORY, draw_toy, find_root
+from common.list_file import read_list
 from common.parallel import Threads
 from common.picture_files import read_image, read_label
+from paddleseg_benchmark import doctor, zoo
+from paddleseg_benchmark.zoo import ZooConfig
 
 import cv2
 import numpy as np
 import paddle
 import paddle.distributed as dist
-from paddleseg.cvlibs import Config, SegBuilder
+from paddleseg.cvlibs import SegBuilder
 from paddleseg.utils import worker_init_fn
 
 TOY_ROOT = "data/toy_cityscapes_128x256"
 TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
+CITYSCAPES_FOLDERS = ("leftImg8bit", "gtFine")
 AHEAD = 2  # batches in preparation
 HANGS_AFTER = 300.0  # seconds
 Batch = tuple[paddle.Tensor, paddle.Tensor, list[int]]
 
 
-def with_data(config: Config, root: str | None) -> Config:
-    """The config with `root` as its data, or as it is; with the embedded data if there is nothing where it says.
+def with_data(config: ZooConfig, root: str | None) -> ZooConfig:
+    """The config with `root` as its data, or as it is; with the embedded data where Cityscapes is not there.
 
     Raises:
-        UserError: There is no folder `root`.
+        UserError: There is no folder `root`, or none where a config of one's own data says.
     """
     if root is not None and find_root(root) is None:
-        raise UserError(f"no data set in '{root}': name a folder in Cityscapes' layout with --data, or leave it out")
-    wanted = root or config.train_dataset_cfg["dataset_root"]
+        raise UserError(f"no data set in '{root}': name its folder with --data, or leave it out")
+    wanted, kind = root or config.train_dataset_cfg["dataset_root"], config.train_dataset_cfg["type"]
     embedded = find_root(wanted) is None
+    if embedded and kind != "Cityscapes":
+        raise UserError(
+            f"{config.source}: 'train_dataset.dataset_root': no folder '{wanted}': correct it, or use --data"
+        )
     config = as_cityscapes(config) if embedded else copy.deepcopy(config)
-    for name in ("train_dataset", "val_dataset"):
-        config.dic[name]["dataset_root"] = TOY_ROOT if embedded else wanted
+    if root or embedded:
+        for name in ("train_dataset", "val_dataset"):
+            config.dic[name]["dataset_root"] = TOY_ROOT if embedded else root
     return config
 
 
-def as_cityscapes(config: Config) -> Config:
+def as_cityscapes(config: ZooConfig) -> ZooConfig:
     """The config with data in Cityscapes' layout, whatever layout it has."""
     config = copy.deepcopy(config)
     for name in ("train_dataset", "val_dataset"):
@@ -54,12 +66,12 @@ def as_cityscapes(config: Config) -> Config:
     return config
 
 
-def is_embedded(config: Config) -> bool:
+def is_embedded(config: ZooConfig) -> bool:
     """Whether the config's data are the embedded ones."""
     return config.train_dataset_cfg["dataset_root"] == TOY_ROOT
 
 
-def crop_size(config: Config) -> tuple[int, int]:
+def crop_size(config: ZooConfig) -> tuple[int, int]:
     """(height, width) of the training crops. Configs of PaddleSeg have [width, height].
 
     Raises:
@@ -69,20 +81,23 @@ def crop_size(config: Config) -> tuple[int, int]:
     return height, width
 
 
-def with_crop_size(config: Config, size: tuple[int, int]) -> Config:
+def with_crop_size(config: ZooConfig, size: tuple[int, int]) -> ZooConfig:
     """The config with training crops of (height, width)."""
     config = copy.deepcopy(config)
     _crop(config)["crop_size"] = [size[1], size[0]]
     return config
 
 
-def open_dataset(config: Config, split: str) -> paddle.io.Dataset:
+def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
     """The data set of paddleseg for "train" or "val", with its transforms; the embedded one is drawn when missing.
 
+    Its attribute `class_names` is added, and a `Dataset`'s list is read as the lists of the other projects are.
+
     Raises:
-        UserError: It cannot be opened, or has no pictures with labels.
+        UserError: It cannot be opened, has pictures without labels, or another number of classes than its classes.yaml.
     """
     section = getattr(config, f"{split}_dataset_cfg")
+    where = f"{config.source}: '{split}_dataset'"
     root = find_root(section["dataset_root"])
     if is_embedded(config):
         root = REPOSITORY / TOY_ROOT
@@ -90,27 +105,89 @@ def open_dataset(config: Config, split: str) -> paddle.io.Dataset:
             draw_toy("cityscapes", root, TOY_TRAIN, TOY_VAL, TOY_SIZE)
         if dist.get_world_size() > 1:
             dist.barrier()
+    if root is None:
+        raise UserError(f"{where}: no folder '{section['dataset_root']}': correct dataset_root")
+    pairs, in_its_place = None, {}
+    if section["type"] == "Dataset":
+        pairs, in_its_place = _listed(section, root, where), {f"{section['mode'].lower()}_path": os.devnull}
     try:
-        dataset = SegBuilder(config).build_component(section | {"dataset_root": str(root)})
+        dataset = SegBuilder(config).build_component(section | {"dataset_root": str(root)} | in_its_place)
     except RuntimeError as error:
-        raise UserError(f"{split} data: {' '.join(str(error).split())}") from error
-    dataset.transforms = _ReadWhole(dataset.transforms, dataset.num_classes)
-    if len(dataset) == 0:
-        raise UserError(
-            f"no pictures with *_labelTrainIds.png in {root} ({split}): write these files with "
-            f"python common/create_dataset_list.py cityscapes {root} --convert"
-        )
+        if section["type"] == "Cityscapes" and not all((root / name).is_dir() for name in CITYSCAPES_FOLDERS):
+            raise UserError(
+                f"{root}: no folders {' and '.join(CITYSCAPES_FOLDERS)} in it, as Cityscapes has ({split}): give its "
+                f"folder; for other layouts, python common/create_dataset_list.py --help writes the lists"
+            ) from None
+        raise UserError(f"{where}: {section['type']} in {root}: {zoo.reason_of(error)}: correct it") from error
+    dataset.file_list = pairs or dataset.file_list
+    if section["type"] == "Cityscapes":
+        _require_pairs(dataset, root, split)
+    labels = _labels(dataset, section["type"], root)
+    dataset.class_names = labels.class_names if labels else tuple(map(str, range(dataset.num_classes)))
+    dataset.transforms = _ReadWhole(dataset.transforms, dataset.num_classes, labels)
     return dataset
+
+
+def _listed(section: dict, root: Path, where: str) -> list[list[str]]:
+    """The pairs of a list, read by `common.list_file`; its `separator` is found by the lines themselves."""
+    key = f"{section['mode'].lower()}_path"
+    if section.get(key) is None:
+        raise UserError(f"{where}: key '{key}' is missing: give the list file of mode {section['mode']}")
+    path = next((place for place in (Path(section[key]), REPOSITORY / section[key]) if place.is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{where}: no list '{section[key]}' of the pictures in {root}: correct {key}, or write it with "
+            f"python common/create_dataset_list.py custom {root}"
+        )
+    pairs = read_list(path, root)
+    if without := [pair.image for pair in pairs if pair.label is None]:
+        raise UserError(f"{path}: no label for {without[0]}: use a list with labels")
+    return [[str(pair.image), str(pair.label)] for pair in pairs]
+
+
+def _require_pairs(dataset: paddle.io.Dataset, root: Path, split: str) -> None:
+    """Checks what paddleseg does not: it pairs all pictures and all labels in their order, whatever their names."""
+    images = sorted(root.glob(f"leftImg8bit/{dataset.mode}/*/*_leftImg8bit.png"))
+    labelled = {Path(label).name.rsplit("_", 2)[0] for _, label in dataset.file_list}
+    without = [path for path in images if path.name.rsplit("_", 1)[0] not in labelled]
+    if without or not images or len(labelled) != len(images):
+        what = (
+            f"{without[0]} has no *_labelTrainIds.png" if without else f"no pictures with *_labelTrainIds.png in {root}"
+        )
+        raise UserError(
+            f"{what} ({split}): write these files with python common/create_dataset_list.py cityscapes {root} --convert"
+        )
+
+
+def _labels(dataset: paddle.io.Dataset, kind: str, root: Path) -> LabelSet | None:
+    """What the labels mean: Cityscapes' train ids where the data set is Cityscapes, else what its classes.yaml says."""
+    count, path = dataset.num_classes, root / "classes.yaml"
+    if kind == "Cityscapes":
+        return label_set("cityscapes_trainids")
+    if path.is_file():
+        labels = load_custom(path)
+        if labels.num_classes != count:
+            raise UserError(
+                f"{path}: has {labels.num_classes} classes, the config's num_classes is {count}: correct one"
+            )
+        return labels
+    is_cityscapes = count == 19 and all((root / name).is_dir() for name in CITYSCAPES_FOLDERS)
+    return label_set("cityscapes_trainids") if is_cityscapes else None
 
 
 class _ReadWhole:
     """The transforms of a paddleseg data set, given pictures and labels that were read whole and checked.
 
     paddleseg takes half a picture for a whole one and any value for a class.
+
+    Args:
+        compose: The transforms.
+        num_classes: Of the data set.
+        labels: What the label files hold; None for train ids.
     """
 
-    def __init__(self, compose: Callable[[dict], dict], num_classes: int):
-        self._compose = compose
+    def __init__(self, compose: Callable[[dict], dict], num_classes: int, labels: LabelSet | None):
+        self._compose, self._labels = compose, labels
         self._is_class = np.isin(np.arange(256), [*range(num_classes), IGNORE]).astype(np.uint8)
         compose.to_rgb = False  # it is RGB already
 
@@ -118,15 +195,31 @@ class _ReadWhole:
         """Transforms {"img": file, "label": file, ...}; labels that the data set has read itself are left alone."""
         image, label = read_image(data["img"]), data.get("label")
         if isinstance(label, str):
-            ids = read_label(label)
-            if ids.shape != image.shape[:2]:
-                raise UserError(f"{label}: {ids.shape}, its picture {image.shape[:2]}: one channel of ids is needed")
-            if ids.dtype != np.uint8 or not cv2.LUT(ids, self._is_class).all():
-                count = int(self._is_class.sum()) - 1
-                raise UserError(f"{label}: holds values that are no class: 0..{count - 1} and {IGNORE} are: convert it")
-            data["label"] = ids
+            data["label"] = self._train_ids(label, image.shape[:2])
         data["img"] = image.astype(np.float32)
         return self._compose(data)
+
+    def _train_ids(self, path: str, size: tuple[int, int]) -> np.ndarray:
+        ids = read_label(path)
+        if ids.shape != size:
+            raise UserError(f"{path}: {ids.shape}, its picture {size}: one channel of ids is needed")
+        if self._labels is not None:
+            return self._labels.encode(ids, path)
+        if ids.dtype != np.uint8 or not cv2.LUT(ids, self._is_class).all():
+            count = int(self._is_class.sum()) - 1
+            raise UserError(f"{path}: holds values that are no class: 0..{count - 1} and {IGNORE} are: convert it")
+        return ids
+
+
+def loader_processes(wanted: int) -> int:
+    """So many loader processes, or none where they would die: Paddle's need Linux and much of its shared memory."""
+    gib = doctor.shared_memory_gib()
+    if wanted == 0 or (gib is not None and gib >= doctor.SMALL_SHM_GIB):
+        return wanted
+    have = "none" if gib is None else f"{gib:.2f} GiB"
+    why = f"loader processes need {doctor.SMALL_SHM_GIB} GiB of shared memory, /dev/shm has {have}"
+    print(f"warning: {why}: pictures are loaded without such processes", file=sys.stderr, flush=True)
+    return 0
 
 
 def batches(dataset: paddle.io.Dataset, batch_size: int, num_workers: int) -> Iterator[Batch]:
@@ -222,7 +315,7 @@ def synthetic_batches(batch_size: int, size: tuple[int, int], num_classes: int, 
         yield images, labels, []
 
 
-def _crop(config: Config) -> dict:
+def _crop(config: ZooConfig) -> dict:
     for transform in config.train_dataset_cfg["transforms"]:
         if "crop_size" in transform:
             return transform

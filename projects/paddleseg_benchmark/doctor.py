@@ -14,7 +14,6 @@ import itertools
 import os
 import platform
 import shutil
-from collections import Counter
 from importlib import metadata
 
 from common.cli import CommandParser, UserError, run_command
@@ -64,16 +63,19 @@ def installed_versions() -> dict[str, str | None]:
     return versions
 
 
+def shared_memory_gib() -> float | None:
+    """The size of /dev/shm, which Paddle's loader processes need; None where there is none, as outside Linux."""
+    if platform.system() != "Linux" or not os.path.isdir("/dev/shm"):
+        return None
+    return shutil.disk_usage("/dev/shm").total / 2**30
+
+
 def machine_lines() -> list[str]:
     """Processor, threads and shared memory."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if os.path.isdir("/dev/shm"):
-        gib = shutil.disk_usage("/dev/shm").total / 2**30
-        shared = f"{gib:.2f} GiB"
-        if gib < SMALL_SHM_GIB:
-            shared += ": little for Paddle's loader processes, which die of it with a bus error"
-    else:
-        shared = "none: Paddle's loader processes need it"
+    threads, gib = os.environ.get("OMP_NUM_THREADS"), shared_memory_gib()
+    shared = "none" if gib is None else f"{gib:.2f} GiB"
+    if gib is None or gib < SMALL_SHM_GIB:
+        shared += f": train.py goes without loader processes, which need {SMALL_SHM_GIB} GiB"
     return [
         _line("processor", f"{platform.machine()}, {physical_cores()} physical cores for this process"),
         _line("threads", f"{threads} (OMP_NUM_THREADS, by common/cpu.py where you set none)"),
@@ -103,26 +105,33 @@ def paddle_lines() -> list[str]:
 
 
 def matrix_lines() -> list[str]:
-    """For every graph, layout and precision: how many networks of the zoo run here, and why others do not."""
+    """For every graph, layout and precision: how many networks of the zoo run here, and why which others do not."""
     from paddleseg_benchmark import step, zoo
 
     lines, device = [], device_kind()
     for graph, layout in itertools.product(step.GRAPHS, step.LAYOUTS):
-        found: dict[str, list[str]] = {}  # what there is to say -> the precisions of which it is true
+        found: dict[tuple[str, ...], list[str]] = {}  # what there is to say -> the precisions of which it is true
         for precision in step.PRECISIONS:
-            answers = [step.unsupported(device, precision, layout, graph, row.name) for row in zoo.ROWS]
+            answers = {row.name: step.unsupported(device, precision, layout, graph, row.name) for row in zoo.ROWS}
             found.setdefault(_summary(answers), []).append(precision)
-        lines += [f"{graph:<10}{layout:<6}{' '.join(names):<24}{text}" for text, names in found.items()]
+        for (text, *reasons), names in found.items():
+            lines += [
+                f"{graph:<10}{layout:<6}{' '.join(names):<24}{text}",
+                *(f"{'':<16}{reason}" for reason in reasons),
+            ]
     return lines
 
 
-def _summary(answers: list[str | None]) -> str:
-    reasons = Counter(answer for answer in answers if answer)
-    text = f"{len(answers) - reasons.total()} of {len(answers)} networks"
-    if not reasons:
-        return text
-    (reason, _), others = reasons.most_common(1)[0], len(reasons) - 1
-    return f"{text}; {reason}" + (f" (and {others} more like it)" if others else "")
+def _summary(answers: dict[str, str | None]) -> tuple[str, ...]:
+    """How many networks can, and a line for each reason with the networks that cannot for it."""
+    networks: dict[str, list[str]] = {}  # reason -> names
+    for name, answer in answers.items():
+        if answer:
+            networks.setdefault(answer, []).append(name)
+    able = len(answers) - sum(map(len, networks.values()))
+    others = "all" if able == 0 else "all others"
+    lines = [f"{why}: {others if len(networks) == 1 else ', '.join(names)}" for why, names in networks.items()]
+    return f"{able} of {len(answers)} networks", *lines
 
 
 def peer_lines(versions: dict[str, str | None], peer_python: str | None) -> list[str]:
@@ -156,7 +165,7 @@ def main() -> int:
         wrong.append(f"nothing can be trained: {error}")
     else:
         print("", "peers:", *peer_lines(versions, args.peer_python), sep="\n")
-    print("", *(f"problem: {sentence}" for sentence in wrong or ["none"]), sep="\n")
+    print("", *(f"problem: {sentence}" for sentence in wrong), *([] if wrong else ["no problems"]), sep="\n")
     return 1 if wrong else 0
 
 

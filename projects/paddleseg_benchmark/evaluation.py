@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from common.cli import UserError
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation
-from common.train_stream import require_valid_pixels
 from paddleseg_benchmark.zoo import ZooNetwork
 
 import numpy as np
@@ -47,7 +47,11 @@ def evaluate(zoo_network: ZooNetwork, dataset: paddle.io.Dataset) -> Evaluation:
     if world_size > 1:
         matrix.matrix = _sum_over_processes(matrix.matrix)
         loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
-    require_valid_pixels(valid_pixels, [label for _, label in dataset.file_list])
+    if valid_pixels == 0:
+        raise UserError(
+            f"{dataset.file_list[0][1]}: no pixel of this label counts, nor of all {len(dataset)} of its list: are "
+            f"they of another data set? python common/create_dataset_list.py check names the cause"
+        )
     loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
 

@@ -18,12 +18,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, did_you_mean
+from common.cli import UserError, did_you_mean, shown
 from common.strict_yaml import load_yaml
 from common.typed_config import read_config_text
 from paddleseg_benchmark import zoo
-
-from paddleseg.cvlibs import Config
 
 # Every key that is read, with its default; a value that is not one of `_ONLY` below is refused.
 DEFAULTS: dict[str, Any] = {
@@ -68,6 +66,14 @@ _WITHOUT_EFFECT = (
     *("AUG.TO_RGB", "DATASET.TEST_FILE_LIST", "FREEZE.MODEL_FILENAME", "FREEZE.PARAMS_FILENAME", "TEST.TEST_MODEL"),
     *("TRAIN.MODEL_SAVE_DIR", "TRAIN.PRETRAINED_MODEL_DIR", "TRAIN.SNAPSHOT_EPOCH", "TRAIN.SYNC_BATCH_NORM"),
 )
+_LEAST = {
+    **dict.fromkeys(("BATCH_SIZE", "TRAIN_CROP_SIZE", "DATASET.NUM_CLASSES", "SOLVER.NUM_EPOCHS"), 1),
+    **dict.fromkeys(
+        ("DATALOADER.NUM_WORKERS", "SOLVER.LR", "SOLVER.MOMENTUM", "SOLVER.POWER", "SOLVER.WEIGHT_DECAY"), 0
+    ),
+    **dict.fromkeys(("AUG.MIN_SCALE_FACTOR", "AUG.MAX_SCALE_FACTOR"), 0.01),
+    "AUG.SCALE_STEP_SIZE": 0,
+}
 _ONLY = {
     "DATASET.IMAGE_TYPE": ("rgb",),
     "DATASET.IGNORE_INDEX": (255,),
@@ -107,9 +113,10 @@ def read_legacy(path: str | Path, words: list[str]) -> dict[str, Any]:
     return values
 
 
-def to_paddleseg(legacy: dict[str, Any]) -> Config:
+def to_paddleseg(legacy: dict[str, Any]) -> zoo.ZooConfig:
     """The same experiment as a config of PaddleSeg 2.8; its `iters` are to be set once the data are counted."""
     base = zoo.read_config(zoo.CONFIG_DIR / "deeplabv3p.yml")
+    base.source = "legacy config"
     build_model = {"hrnet": _hrnet, "deeplabv3p": _deeplab}[legacy["MODEL.MODEL_NAME"]]
     flip = [{"type": "RandomHorizontalFlip"}] if legacy["AUG.MIRROR"] else []
     transforms = [
@@ -187,7 +194,23 @@ def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     if isinstance(value, str):
         with contextlib.suppress(ValueError, SyntaxError):  # a word such as hrnet, or a path, stays text
             value = ast.literal_eval(value)
-    default = DEFAULTS[key]
-    if default is not None and not isinstance(value, float | int if isinstance(default, float) else type(default)):
-        raise UserError(f"{where}: {key} must be {type(default).__name__}, not {value!r}")
-    values[key] = value
+    if not _is_like(DEFAULTS[key], value):
+        raise UserError(f"{where}: {key} must be {type(DEFAULTS[key]).__name__}, not {shown(value)}")
+    numbers = value if key == "TRAIN_CROP_SIZE" else [value]
+    if key in _LEAST and not all(number >= _LEAST[key] for number in numbers):
+        raise UserError(f"{where}: {key} {shown(value)}: give a number from {_LEAST[key]}")
+    if key == "SOLVER.LR" and value == 0:
+        raise UserError(f"{where}: {key} {shown(value)}: give a number above 0")
+    values[key] = float(value) if isinstance(DEFAULTS[key], float) else value
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether a value is of a default's kind; numbers are finite, and whole where the default is."""
+    if default is None:
+        return value is None or isinstance(value, bool)  # MODEL.HRNET.BIAS
+    if isinstance(default, tuple | list):
+        of_a_kind = isinstance(value, type(default)) and len(value) == len(default)
+        return of_a_kind and all(_is_like(default[0], item) for item in value)
+    if isinstance(default, float):
+        return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 1e18  # also no nan
+    return type(value) is type(default) and (type(value) is not int or abs(value) < 2**31)

@@ -6,8 +6,8 @@ r"""Measures one cell of the matrix in this process: a few training steps, one e
     python measure.py --library smp --model pspnet_resnet50 --out cell.json    # a peer (peers.py)
 
 Steps are timed one by one; the first WARMUP_STEPS count in the losses, not in the times. Without --loader every step
-gets the same random batch, so what is timed is the network alone, and the loss has to fall. `run_matrix.py` starts this
-file once per cell and round. Paddle is imported only where it is measured: the interpreter of a peer may have none.
+gets the same random batch, so what is timed is the network alone. `run_matrix.py` starts this file once per cell and
+round. Paddle is imported only where it is measured: the interpreter of a peer may have none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from common.cli import CommandParser, UserError, run_command
+from common.cli import CommandParser, UserError, positive, run_command
 from common.files import atomic_write
 from common.metrics import ConfusionMatrix
 
@@ -219,13 +219,6 @@ def one_line(error: BaseException) -> str:
     summary = str(error).rpartition("Error Message Summary:")[2].strip(" -\n")
     line = f"{type(error).__name__}: {' '.join(summary.split())}"
     return line if len(line) <= 300 else f"{line[:100]} ... {line[-195:]}"
-
-
-def positive(text: str) -> int:
-    """A word of a command that has to be a number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-    return int(text)
 
 
 def main() -> None:

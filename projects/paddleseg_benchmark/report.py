@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "paddleseg_benchmark"
+COLUMNS = (
+    *("library", "model", "precision", "layout", "graph", "batch", "height_px", "width_px", "loader", "status"),
+    *("rounds", "step_ms", "step_ms_min", "step_ms_max", "images_per_s", "images_per_s_min", "images_per_s_max"),
+    *("loader_percent", "peak_memory_gib", "memory_at_start_gib", "memory_kind", "parameters", "reference_parameters"),
+    *("steps", "loss_first", "loss_last", "nan_count", "skipped_steps", "loss_scales"),
+    *("evaluation_ms", "evaluation_miou_percent"),
+)
 HEADER = (
     *("network", "library", "precision", "layout", "graph", "batch", "input", "ms a step (min..max)", "images/s"),
     *("speed-up", "loader %", "memory GiB", "parameters", "reference", "loss first, last", "not finite", "skipped"),
@@ -29,6 +37,16 @@ HEADER = (
 )
 MARKERS = {"paddleseg": "o", "mmseg": "s", "smp": "^", "torchvision": "D", "timm": "v"}
 MANY_MODELS = 10  # colours that can be told apart
+
+# What the rows of measured cells, and env.json, must have for a report.
+NUMBERS = (
+    *("batch", "step_ms", "step_ms_min", "step_ms_max", "images_per_s", "loader_percent", "peak_memory_gib"),
+    *("parameters", "evaluation_miou_percent"),
+)
+ENV_KEYS = (
+    *("preset", "device", "cpu", "started_utc", "commit", "threads", "warmup_steps", "steps", "packages"),
+    "peer_packages",
+)
 
 Row = Mapping[str, str]
 
@@ -39,17 +57,38 @@ def read_matrix(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     Raises:
         UserError: A file is missing or damaged.
     """
+    path = folder / "matrix.csv"
     try:
-        with open(folder / "matrix.csv", encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        with open(path, encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
         env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{folder} is no measured matrix: {Path(error.filename).name} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{folder}: env.json is damaged ({error})") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{folder}: matrix.csv or env.json is damaged ({error}): make it again") from None
+    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise UserError(f"{path}: no column '{missing[0]}': make it with run_matrix.py of this version")
     if not rows or any(None in row or None in row.values() for row in rows):
-        raise UserError(f"{folder}/matrix.csv: no rows, or one with too few or too many cells")
+        raise UserError(f"{path}: no rows, or one with too few or too many cells")
+    for number, row in enumerate(rows, start=2):
+        wrong = [name for name in NUMBERS if not _fits(name, row[name])] if row["status"] == "ok" else []
+        if row["library"] not in MARKERS or wrong:
+            what = f"'{wrong[0]}' is no number" if wrong else f"'{row['library']}' is no library"
+            raise UserError(f"{path} line {number}: {what}: make the matrix again")
+    if missing := [name for name in ENV_KEYS if not isinstance(env, dict) or name not in env]:
+        raise UserError(f"{folder}/env.json: key '{missing[0]}' is missing: make the matrix again")
     return rows, env
+
+
+def _fits(name: str, text: str) -> bool:
+    """Whether a cell can be calculated with: a finite number, whole where things are counted, no speed of 0."""
+    if name in ("batch", "parameters"):
+        return text.isascii() and text.isdecimal()
+    try:
+        return 0 <= float(text) < math.inf and (name != "images_per_s" or float(text) > 0)
+    except ValueError:
+        return False
 
 
 def speedup(row: Row, rows: Iterable[Row]) -> float | None:

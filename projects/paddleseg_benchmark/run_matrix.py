@@ -34,21 +34,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.cli import CommandParser, UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, positive, run_command
 from common.cpu import physical_cores
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import environment
 from paddleseg_benchmark import doctor, peers, step, zoo
-from paddleseg_benchmark.measure import LIBRARIES, WARMUP_STEPS, Cell, positive
+from paddleseg_benchmark.measure import LIBRARIES, WARMUP_STEPS, Cell
+from paddleseg_benchmark.report import COLUMNS
 
-COLUMNS = (
-    *("library", "model", "precision", "layout", "graph", "batch", "height_px", "width_px", "loader", "status"),
-    *("rounds", "step_ms", "step_ms_min", "step_ms_max", "images_per_s", "images_per_s_min", "images_per_s_max"),
-    *("loader_percent", "peak_memory_gib", "memory_at_start_gib", "memory_kind", "parameters", "reference_parameters"),
-    *("steps", "loss_first", "loss_last", "nan_count", "skipped_steps", "loss_scales"),
-    *("evaluation_ms", "evaluation_miou_percent"),
-)
 PACKAGES = (
     *("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "numpy", "torch", "torchvision", "timm"),
     "segmentation_models_pytorch",
@@ -83,6 +77,9 @@ def run_matrix(
 
     Returns:
         The results by round of each cell; a cell that failed or was refused has that as its last one.
+
+    Raises:
+        UserError: The disk is full.
     """
     results = {cell: [] for cell in cells}
     for cell in cells:
@@ -105,6 +102,8 @@ def _cell_round(cell: Cell, turn: int, folder: Path, time_limit_s: float, comman
     if not path.exists():
         log = path.with_suffix(".log")
         status = run_process(command(cell, path), log, time_limit_s)
+        if "no space left on the device" in status:  # says nothing about the cell
+            raise UserError(status.removeprefix("failed: "))
         if status == "ok" and path.exists():
             log.unlink()
         else:
@@ -345,7 +344,7 @@ def main() -> None:
         steps=args.steps,
         time_limit_s=args.time_limit,
     )
-    references = {row.name: row.reference_params or None for row in zoo.ROWS}
+    references = {row.name: row.reference_params for row in zoo.ROWS}
 
     def write(results: Mapping[Cell, Sequence[Result]]) -> None:
         reference = {cell: references[cell.model] if cell.library == "paddleseg" else None for cell in results}

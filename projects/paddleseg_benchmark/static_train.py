@@ -18,13 +18,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-from common.cli import CommandParser, UserError, run_command
+from common.cli import CommandParser, UserError, positive, run_command
 from common.cpu import physical_cores
+from common.list_dataset import find_root
 from paddleseg_benchmark import data, zoo
 from paddleseg_benchmark.legacy_config import read_legacy, to_paddleseg
-from paddleseg_benchmark.measure import positive
 from paddleseg_benchmark.step import StaticStep
-from paddleseg_benchmark.training import Plan, Training
+from paddleseg_benchmark.training import Plan, Training, seed
 from paddleseg_benchmark.zoo import ZooNetwork
 
 import numpy as np
@@ -75,7 +75,7 @@ def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
             f"BATCH_SIZE {legacy['BATCH_SIZE']} cannot be shared equally by {dist.get_world_size()} processes"
         )
     config = to_paddleseg(legacy)
-    if args.data:  # the lists of the config belong to its own folder
+    if args.data or find_root(legacy["DATASET.DATA_DIR"]) is None:  # the lists of the config belong to its own folder
         config = data.as_cityscapes(config)
     config = data.with_data(config, args.data)
     if data.is_embedded(config):
@@ -91,7 +91,7 @@ def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
         seed=args.seed,
         output=args.output,
         log_iters=args.log_steps,
-        num_workers=min(legacy["DATALOADER.NUM_WORKERS"], physical_cores()) if args.use_mpio else 0,
+        num_workers=data.loader_processes(min(legacy["DATALOADER.NUM_WORKERS"], physical_cores()) * args.use_mpio),
         synthetic=False,
         do_eval=args.do_eval,
         words={"precision": "o1_fp16" if legacy["MODEL.FP16"] else "fp32", "layout": "NCHW", "graph": "static"},
@@ -102,7 +102,7 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add = parser.add_argument_group("experiment").add_argument
     add("--cfg", required=True, metavar="YAML", help="a config of the legacy code, or the name of one in configs/")
-    add("--seed", type=int, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")
     add("opts", nargs="*", metavar="KEY VALUE", help="change the config: BATCH_SIZE 2 MODEL.FP16 True")
     add = parser.add_argument_group("data and output").add_argument
     add("--data", metavar="DIR", help="root of the data set (default: DATASET.DATA_DIR)")

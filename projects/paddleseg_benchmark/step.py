@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from common.cli import UserError, did_you_mean
 from paddleseg_benchmark import zoo
 from paddleseg_benchmark.batch_norm import refuse_single_value_batch_norm
+from paddleseg_benchmark.config_check import optimizer_type
 from paddleseg_benchmark.zoo import ZooNetwork
 
 import numpy as np
@@ -57,7 +59,7 @@ def unsupported(device: str, precision: str, layout: str, graph: str, name: str)
     if layout == "NHWC" and zoo.nhwc_obstacle(network):
         return f"not supported: {zoo.nhwc_obstacle(network)}"
     if graph == "static" and precision == "o2_fp16":
-        return "not supported: in a static Program only O1 was built here, whose weights are float32"
+        return "not built here: O2 in a static Program, whose float32 master weights start from no network's weights"
     if zoo.graph_obstacle(network, graph):
         return f"not supported: {zoo.graph_obstacle(network, graph)}"
     return None
@@ -73,12 +75,19 @@ class DynamicStep:
         precision: One of `PRECISIONS`: O1 and O2 are Paddle's levels of mixed precision, bf16 is O1 with bfloat16.
         graph: "dynamic" or "to_static".
         iters: Steps after which the rate has fallen to its end; None takes the config's.
+        careful: Leave out the update where the loss is no number. Finding out waits for the GPU, so a measurement
+            goes without. (Under fp16 the loss scaler does it, and without waiting.)
     """
 
     def __init__(
-        self, zoo_network: ZooNetwork, precision: str = "fp32", graph: str = "dynamic", iters: int | None = None
+        self,
+        zoo_network: ZooNetwork,
+        precision: str = "fp32",
+        graph: str = "dynamic",
+        iters: int | None = None,
+        careful: bool = False,
     ):
-        self.zoo_network = zoo_network
+        self.zoo_network, self._careful = zoo_network, careful
         self.parameters = zoo_network.trainable_parameters()
         self.schedule, self._optimizer = build_optimizer(zoo_network, iters)
         self._precision = precision
@@ -101,6 +110,8 @@ class DynamicStep:
         with auto_cast(self._precision), checking:
             loss = self._compute_loss(_as_tensor(images), _as_tensor(labels))
         if self._scaler is None:
+            if self._careful and not math.isfinite(float(loss)):
+                return StepResult(float(loss), False, None)
             loss.backward()
             self._optimizer.step()
             skipped, scale = False, None
@@ -222,15 +233,23 @@ def auto_cast(precision: str) -> contextlib.AbstractContextManager:
 def build_optimizer(
     zoo_network: ZooNetwork, iters: int | None
 ) -> tuple[paddle.optimizer.lr.LRScheduler, paddle.optimizer.Optimizer]:
-    """Schedule and optimizer as the network's config has them, the schedule ending after `iters` steps."""
+    """Schedule and optimizer as the network's config has them, the schedule ending after `iters` steps.
+
+    Raises:
+        UserError: They cannot be made as the config says.
+    """
     config = copy.deepcopy(zoo_network.config)
     config.dic["iters"] = iters or config.iters
     builder = SegBuilder(config)
-    kind = config.optimizer_cfg["type"]
-    if kind.lower() == "sgd":  # with momentum it has another name, as in paddleseg's builder
-        kind = "Momentum" if "momentum" in config.optimizer_cfg else "SGD"
-    optimizer = builder.build_component(config.optimizer_cfg | {"type": kind})
-    return builder.lr_scheduler, optimizer(zoo_network.network, builder.lr_scheduler)
+    section = "lr_scheduler"
+    try:
+        schedule = builder.lr_scheduler
+        section = "optimizer"
+        settings = config.optimizer_cfg
+        optimizer = builder.build_component(settings | {"type": optimizer_type(settings)})
+        return schedule, optimizer(zoo_network.network, schedule)
+    except Exception as error:  # whatever paddle and paddleseg raise at values that they cannot use
+        raise UserError(f"{config.source}: '{section}': {zoo.reason_of(error)}: correct it") from error
 
 
 @paddle.no_grad()

@@ -14,15 +14,15 @@ with --do_eval eval.csv, per_class.csv and curve.png.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 from pathlib import Path
 
-from common.cli import CommandParser, UserError, run_command
+from common.cli import CommandParser, UserError, not_negative, positive, run_command, shown
 from paddleseg_benchmark import data, zoo
-from paddleseg_benchmark.measure import positive
 from paddleseg_benchmark.step import DynamicStep
-from paddleseg_benchmark.training import Plan, Training
+from paddleseg_benchmark.training import Plan, Training, seed
 
 import numpy as np
 import paddle
@@ -46,7 +46,7 @@ def main() -> None:
     train_set = None if args.synthetic else data.open_dataset(plan.config, "train")
     num_classes = train_set.num_classes if train_set is not None else 19
     zoo_network = zoo.build_from_config(plan.config, num_classes, args.data_format)
-    stepper = DynamicStep(zoo_network, plan.words["precision"], iters=plan.iters)
+    stepper = DynamicStep(zoo_network, plan.words["precision"], iters=plan.iters, careful=True)
     random.seed(plan.seed + dist.get_rank())  # processes start from the same weights and augment differently
     np.random.seed(plan.seed + dist.get_rank())
     Training(plan, stepper, train_set).run()
@@ -72,22 +72,33 @@ def _plan(args: argparse.Namespace) -> Plan:
         seed=args.seed,
         output=args.output,
         log_iters=args.log_iters,
-        num_workers=args.num_workers,
+        num_workers=data.loader_processes(args.num_workers),
         synthetic=args.synthetic,
         do_eval=args.do_eval,
         words={"precision": "o1_fp16" if args.fp16 else "fp32", "layout": args.data_format, "graph": "dynamic"},
     )
 
 
+def _rate(text: str) -> float:
+    """A word of the command that has to be a finite number above 0."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number above 0")
+    return rate
+
+
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add = parser.add_argument_group("experiment").add_argument
     add("--config", required=True, metavar="YML", help="a config of PaddleSeg, or the name of one in configs/")
-    add("--learning_rate", type=float, metavar="X", help="rate at the start (default: the config's)")
+    add("--learning_rate", type=_rate, metavar="X", help="rate at the start (default: the config's)")
     add("--batch_size", type=positive, metavar="N", help="pictures of an update per process (default: the config's)")
     crop_help = "height and width of crops in pixels (default: the config's)"
     add("--crop_size", type=positive, nargs=2, metavar=("H", "W"), help=crop_help)
-    add("--seed", type=int, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")
     add = parser.add_argument_group("data and output").add_argument
     add("--data", metavar="DIR", help="root of the data set (default: the config's)")
     add("--synthetic", action="store_true", help="one random batch over and over, no data set")
@@ -102,7 +113,7 @@ def _parse_args() -> argparse.Namespace:
     add("--fp16", action="store_true", help="mixed precision, level O1, on a GPU")
     layout_help = "memory layout inside the network (default: NCHW)"
     add("--data_format", choices=("NCHW", "NHWC"), default="NCHW", help=layout_help)
-    add("--num_workers", type=int, default=0, metavar="N", help="loader processes (default: 0)")
+    add("--num_workers", type=not_negative, default=0, metavar="N", help="loader processes (default: 0)")
     return parser.parse_args()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import json
@@ -11,9 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.cli import UserError
+from common.cli import UserError, not_negative
 from common.files import atomic_write
-from common.labels import label_set
 from common.progress import Progress
 from common.run_log import RunLog, environment, git_commit, print_scores, run_id
 from common.train_stream import ValidPixels
@@ -22,10 +22,11 @@ from paddleseg_benchmark.batch_norm import share_batch_norm_statistics
 from paddleseg_benchmark.evaluation import PROTOCOL, evaluate
 from paddleseg_benchmark.measure import memory
 from paddleseg_benchmark.step import DynamicStep, StaticStep, StepResult
+from paddleseg_benchmark.zoo import ZooConfig
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
-from paddleseg.cvlibs import Config
 from safetensors.numpy import save
 
 COLUMNS = (
@@ -53,7 +54,7 @@ class Plan:
     """
 
     name: str
-    config: Config
+    config: ZooConfig
     iters: int
     batch_size: int
     seed: int
@@ -72,21 +73,26 @@ class Training:
         plan: What to do.
         stepper: Network, losses and optimizer, ready to train.
         train_set: Pictures to train on; None for random ones.
+
+    Raises:
+        UserError: The pictures to evaluate on, if that is planned, cannot be opened.
     """
 
     def __init__(self, plan: Plan, stepper: DynamicStep | StaticStep, train_set: paddle.io.Dataset | None):
         self.plan, self.stepper, self.train_set = plan, stepper, train_set
+        self.val_set = data.open_dataset(plan.config, "val") if plan.do_eval else None
         commit, _ = git_commit(Path(__file__).parent)
         self.folder = _new_folder(plan.output, run_id(plan.name, plan.seed, commit))
         self.log = RunLog(self.folder, COLUMNS)
         self.is_main = dist.get_rank() == 0
         self.total_batch = plan.batch_size * dist.get_world_size()
+        self.seconds = self.data_seconds = 0.0  # of all steps, and of waiting for data in them
 
     def run(self) -> None:
         """Trains; evaluates if asked; saves the weights.
 
         Raises:
-            UserError: The loss is no number, or the labels have hardly anything to learn.
+            UserError: The loss or a weight is no number, or the labels have hardly anything to learn.
         """
         if self.is_main:
             self._start_log()
@@ -98,19 +104,17 @@ class Training:
         zoo_network = self.stepper.zoo_network
         if isinstance(self.stepper, StaticStep):
             self.stepper.update_zoo_network()
+        weights = {name: value.astype("float32").numpy() for name, value in zoo_network.network.state_dict().items()}
+        _require_finite(weights)
         if self.plan.do_eval:
             share_batch_norm_statistics(zoo_network)
-            dataset = data.open_dataset(self.plan.config, "val")
-            result = evaluate(zoo_network, dataset)
+            result = evaluate(zoo_network, self.val_set)
             if self.is_main:
-                names = _class_names(dataset)
-                self.log.log_eval(self.plan.iters, "val", PROTOCOL, result, names)
+                self.log.log_eval(self.plan.iters, "val", PROTOCOL, result, self.val_set.class_names)
                 self.log.draw_curve(f"{self.plan.name}, val, {PROTOCOL}")
-                print_scores(result, names, PROTOCOL, "val")
+                print_scores(result, self.val_set.class_names, PROTOCOL, "val")
         if self.is_main:
-            weights = {
-                name: value.astype("float32").numpy() for name, value in zoo_network.network.state_dict().items()
-            }
+            self._print_waiting()
             with atomic_write(self.folder / "last.safetensors", "wb") as stream:
                 stream.write(save(weights))
             print(f"run: {self.folder}")
@@ -128,12 +132,22 @@ class Training:
                 self._stop_at_nonfinite_loss(step, result.loss, indices)
             done = time.perf_counter()
             window.add(done - ready, loaded - ready, result.skipped)
+            self.seconds += done - ready
+            self.data_seconds += loaded - ready
             bar.show(loss=result.loss)
             bar.update()
             if self.is_main and (step % self.plan.log_iters == 0 or step == self.plan.iters):
                 self._log_window(step, result, rate, window, bar)
                 window = _Window()
             ready = time.perf_counter()
+        valid.at_the_end()
+
+    def _print_waiting(self) -> None:
+        share = self.data_seconds / self.seconds
+        print(f"training steps took {self.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
+        if share > 0.2:
+            now = f"now {self.plan.num_workers}"
+            print(f"warning: loading is the bottleneck: raise the number of loader processes ({now}): see --help")
 
     def _stop_at_nonfinite_loss(self, step: int, loss: float, indices: list[int]) -> None:
         names = [self.train_set.file_list[index][0] for index in indices]
@@ -141,8 +155,8 @@ class Training:
         with atomic_write(path) as stream:
             json.dump({"step": step, "loss": str(loss), "images": names}, stream, indent=2)
         raise UserError(
-            f"loss is {loss} at step {step}: stopped; the batch's pictures are in {path}; lower the learning rate, or "
-            f"look at those pictures"
+            f"loss is {loss} at step {step}: stopped, nothing is saved; the batch's pictures are in {path}; lower the "
+            f"learning rate, or look at those pictures"
         )
 
     def _batches(self) -> Iterator[data.Batch]:
@@ -202,9 +216,10 @@ class Training:
         )
         self.log.trim(0)
         config = copy.deepcopy(plan.config)
-        for name in ("train_dataset", "val_dataset"):  # run files are published, this machine's folders are not
-            if os.path.isabs(config.dic[name]["dataset_root"]):
-                config.dic[name]["dataset_root"] = Path(config.dic[name]["dataset_root"]).name
+        for section in (config.dic["train_dataset"], config.dic["val_dataset"]):
+            for key in ("dataset_root", "train_path", "val_path"):
+                if os.path.isabs(section.get(key) or ""):  # run files are published, this machine's folders are not
+                    section[key] = Path(section[key]).name
         self.log.start(str(config), env)
 
 
@@ -224,15 +239,26 @@ class _Window:
         self.skipped += skipped
 
 
+def seed(text: str) -> int:
+    """A word of a command that NumPy takes for a seed, also with the number of a process added."""
+    number = not_negative(text)
+    if number >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not a number below 2^31")
+    return number
+
+
+def _require_finite(weights: dict[str, np.ndarray]) -> None:
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"'{name}' holds what is no number after the last update: nothing is saved; lower the learning rate"
+            )
+
+
 def _dataset_name(plan: Plan) -> str:
     if plan.synthetic:
         return "synthetic"
     return "toy" if data.is_embedded(plan.config) else plan.config.train_dataset_cfg["type"].lower()
-
-
-def _class_names(dataset: paddle.io.Dataset) -> tuple[str, ...]:
-    names = label_set("cityscapes").class_names
-    return names if dataset.num_classes == len(names) else tuple(map(str, range(dataset.num_classes)))
 
 
 def _new_folder(output: Path, name: str) -> Path:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, did_you_mean
+from common.cli import UserError, did_you_mean, shown
 from common.strict_yaml import load_yaml
 from common.typed_config import read_config_text
-from paddleseg_benchmark import paddleseg_compat
+from paddleseg_benchmark import config_check, paddleseg_compat
 
 import paddle
 import paddle.nn.functional as F
@@ -21,18 +21,18 @@ from paddleseg.cvlibs.config import merge_config_dicts
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 NHWC_NETWORKS = ("DeepLabV3P",)
-_BY_VALUES = "its loss {} decides in Python by the values of tensors"
+_BY_VALUES = "the loss {} decides in Python by the values of tensors"
 # What paddleseg 2.8.0's networks and losses do that a graph cannot: (network, graph) -> why.
 GRAPH_OBSTACLES = {
-    **dict.fromkeys([("GSCNN", "to_static"), ("GSCNN", "static")], "its Canny edges are computed by OpenCV"),
-    **dict.fromkeys([("ISANet", "to_static"), ("ISANet", "static")], "its attention pads by sizes read from tensors"),
+    **dict.fromkeys([("GSCNN", "to_static"), ("GSCNN", "static")], "the Canny edges are computed by OpenCV"),
+    **dict.fromkeys([("ISANet", "to_static"), ("ISANet", "static")], "the attention pads by sizes read from tensors"),
     **dict.fromkeys(
         [(network, graph) for network in ("SFNet", "DecoupledSegNet") for graph in ("to_static", "static")],
         _BY_VALUES.format("OhemCrossEntropyLoss"),
     ),
     ("HarDNet", "static"): _BY_VALUES.format("BootstrappedCrossEntropyLoss"),
-    ("EMANet", "static"): "it registers a tensor as buffer, where a Program has none",
-    ("UNet3Plus", "static"): "it passes an initialiser's class where a Program wants the initialiser",
+    ("EMANet", "static"): "the network registers a tensor as buffer, where a Program has none",
+    ("UNet3Plus", "static"): "the network passes an initialiser's class where a Program wants the initialiser",
 }
 
 
@@ -45,7 +45,9 @@ class Row:
         network: As PaddleSeg's README writes it: "DeepLabv3+".
         backbone: "ResNet50_vd", or "-".
         config: File in `configs/`.
-        reference_params: Trainable parameters with 19 classes, counted in paddleseg 2.8.0 as it was installed.
+        reference_params: Trainable parameters with 19 classes in paddleseg 2.8.0 as published: counted there, but for
+            eight networks on ResNet101, which have their ResNet50's and `_RESNET101_MORE`. ShuffleNetV2's were counted
+            in PaddleSeg 2.1, the last that had it.
     """
 
     name: str
@@ -59,7 +61,7 @@ _RESNET101_MORE = 18_992_128  # trainable parameters of ResNet101_vd over ResNet
 
 
 def _resnets(name: str, network: str, params_50: int, params_101: int | None = None) -> tuple[Row, Row]:
-    """Both backbones of a network. Where ResNet101 was not counted, the reference is ResNet50's and the difference."""
+    """Both backbones of a network; without `params_101` it is ResNet50's and the difference of the backbones."""
     params_101 = params_101 or params_50 + _RESNET101_MORE
     return (
         Row(f"{name}_resnet50", network, "ResNet50_vd", f"{name}.yml", params_50),
@@ -126,7 +128,9 @@ class ZooNetwork(nn.Layer):
     Shapes: images float32 (B, 3, H, W), labels int64 (B, H, W), 255 ignored -> scalar float32.
     """
 
-    def __init__(self, network: nn.Layer, losses: dict[str, Sequence[Any]], config: Config, data_format: str = "NCHW"):
+    def __init__(
+        self, network: nn.Layer, losses: dict[str, Sequence[Any]], config: ZooConfig, data_format: str = "NCHW"
+    ):
         super().__init__()
         self.network = network
         self.losses = losses
@@ -137,6 +141,11 @@ class ZooNetwork(nn.Layer):
     def forward(self, images: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """The sum of the losses, each with its coefficient; in float32 also under mixed precision."""
         outputs = self.network(self._in_own_layout(images))
+        if len(outputs) != len(self.losses["types"]):
+            raise UserError(
+                f"{self.config.source}: 'loss.coef' has {len(self.losses['types'])} values, the network "
+                f"{len(outputs)} outputs: give one for each"
+            )
         with paddle.amp.auto_cast(enable=False), paddleseg_compat.mixed_types():
             edge_labels = edges(labels) if self.learns_edges else None
             loss_computation = importlib.import_module("paddleseg.core.train").loss_computation
@@ -183,34 +192,64 @@ def build(name: str, num_classes: int = 19, data_format: str = "NCHW") -> ZooNet
     return build_from_config(read_config(CONFIG_DIR / row(name).config), num_classes, data_format)
 
 
-class _StrictConfig(Config):
-    """paddleseg's config, its files read by `common.strict_yaml`: its own reader takes doubled keys and tags."""
+class ZooConfig(Config):
+    """paddleseg's config, its files read by `common.strict_yaml` and looked at by `config_check`.
+
+    paddleseg's own reader takes doubled keys and tags, and any key.
+
+    Attributes:
+        source: The file, for errors.
+    """
+
+    def __init__(self, path: Path):
+        self.source = str(path)
+        super().__init__(self.source)
 
     @classmethod
     def _parse_from_yaml(cls, path: str) -> dict:
-        tree = load_yaml(read_config_text(path), path)
-        if not isinstance(tree, dict):
-            raise UserError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}")
-        bases = tree.pop("_base_", [])
-        for base in [bases] if isinstance(bases, str) else bases:
-            tree = merge_config_dicts(tree, cls._parse_from_yaml(str(Path(path).parent / base)))
+        tree = _with_bases(Path(path), ())
+        config_check.check(tree, path)
         return tree
 
 
-def read_config(path: str | Path) -> Config:
+def _with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a YAML file over those of its `_base_` files; `above` are the files that it is a base of."""
+    tree = load_yaml(read_config_text(path), str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}")
+    bases = tree.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: '_base_' must be the name of a file or a list of such, not {shown(bases)}")
+    for base in bases:
+        file = path.parent / base
+        if file.resolve() in (*above, path.resolve()):
+            raise UserError(f"{path}: '_base_' {base} is based on this file itself: take one of the two out")
+        if not file.is_file():
+            raise UserError(f"{path}: '_base_' {shown(base)}: there is no such file beside it: correct the path")
+        tree = merge_config_dicts(tree, _with_bases(file, (*above, path.resolve())))
+    return tree
+
+
+def read_config(path: str | Path) -> ZooConfig:
     """A config of PaddleSeg, with what it takes from `_base_`: by path, or by the bare name of a file in `configs/`.
 
     Raises:
-        UserError: No such file, no YAML, or an essential key is missing.
+        UserError: No such file, no YAML, or a mistake in it: see `config_check`.
     """
     paddleseg_compat.apply()
     path = find_config(path, ".yml")
     try:
-        return _StrictConfig(str(path))
+        return ZooConfig(path)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{path}: no config of PaddleSeg: {' '.join(str(error).split())}") from error
+    except Exception as error:  # paddleseg's rules raise whatever comes
+        raise UserError(f"{path}: no config of PaddleSeg: {reason_of(error)}: correct it") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What paddleseg's long message about a config says, in one line."""
+    return " ".join(str(error).rpartition("error message is:")[2].split())
 
 
 def find_config(given: str | Path, ending: str) -> Path:
@@ -228,7 +267,7 @@ def find_config(given: str | Path, ending: str) -> Path:
     return path
 
 
-def build_from_config(config: Config, num_classes: int = 19, data_format: str = "NCHW") -> ZooNetwork:
+def build_from_config(config: ZooConfig, num_classes: int = 19, data_format: str = "NCHW") -> ZooNetwork:
     """Network and losses of a config of PaddleSeg.
 
     Raises:
@@ -238,18 +277,20 @@ def build_from_config(config: Config, num_classes: int = 19, data_format: str = 
     obstacle = nhwc_obstacle(model["type"])
     if data_format == "NHWC":
         if obstacle:
-            raise UserError(f"NHWC: {obstacle}: leave out --data_format")
+            raise UserError(f"NHWC: {model['type']}: {obstacle}: leave out --data_format")
         model |= {"data_format": "NHWC", "backbone": model["backbone"] | {"data_format": "NHWC"}}
         losses = losses | {"types": [loss | {"data_format": "NHWC"} for loss in losses["types"]]}
-    _refuse_downloads(model)
+    _refuse_downloads(model, config.source)
     builder = SegBuilder(config)
+    section = "model"
     try:
         network = builder.build_component(model | {"num_classes": num_classes})
+        section = "loss"
         types = [builder.build_component(loss) for loss in losses["types"]]
     except RuntimeError as error:
         if isinstance(error.__context__, UserError):  # paddleseg's builder wraps what a constructor raises
             raise error.__context__ from None
-        raise UserError(f"config: {' '.join(str(error).split())}") from error
+        raise UserError(f"{config.source}: '{section}': {reason_of(error)}: correct it") from error
     return ZooNetwork(network, {"types": types, "coef": losses["coef"]}, config, data_format)
 
 
@@ -257,7 +298,7 @@ def nhwc_obstacle(network: str) -> str | None:
     """Why a network of paddleseg cannot run channels-last; None if it can."""
     if network in NHWC_NETWORKS:
         return None
-    return f"{network} of paddleseg 2.8.0 has no data_format throughout (only {', '.join(NHWC_NETWORKS)} has)"
+    return f"in paddleseg 2.8.0 only {' and '.join(NHWC_NETWORKS)} takes data_format throughout"
 
 
 def graph_obstacle(network: str, graph: str) -> str | None:
@@ -265,11 +306,11 @@ def graph_obstacle(network: str, graph: str) -> str | None:
     return GRAPH_OBSTACLES.get((network, graph))
 
 
-def _refuse_downloads(model: dict[str, Any]) -> None:
+def _refuse_downloads(model: dict[str, Any], where: str) -> None:
     for part in (model, model.get("backbone") or {}):
         if "://" in str(part.get("pretrained") or ""):
             raise UserError(
-                f"config: pretrained {part['pretrained']}: download it yourself and name the file, or write null"
+                f"{where}: pretrained {part['pretrained']}: download it yourself and name the file, or write null"
             )
 
 

@@ -39,7 +39,7 @@ class ModelEntry:
     Attributes:
         build: (num_classes=...; backbone=..., backbone_weights=... if there are backbones; output_stride=... if there
             are output strides) -> network.
-        backbones: Names that `backbone` may have, the default first; empty where the network is of one piece.
+        backbones: Names that `backbone` may have, the default first; empty where the network has no separate backbone.
         output_strides: What the backbone's output stride may be, the default first; empty where it is fixed.
         loss: Gives the loss of the network's training outputs from the loss of one output's pixels.
     """
@@ -101,7 +101,7 @@ def build_model(
     if chosen is not None:
         options |= {"backbone": chosen, "backbone_weights": backbone_weights}
     elif backbone_weights is not None:
-        raise UserError(f"network '{name}' is of one piece, no backbone takes {backbone_weights}: leave it out")
+        raise UserError(f"network '{name}' has no separate backbone that could take {backbone_weights}: leave it out")
     if output_stride is not None:
         if output_stride not in entry.output_strides:
             valid = " or ".join(map(str, entry.output_strides)) or "leave it out, this network has its own"
@@ -111,7 +111,7 @@ def build_model(
 
 
 def choose_backbone(name: str, backbone: str | None) -> str | None:
-    """A network's backbone of that name, or its first; None where the network is of one piece.
+    """A network's backbone of that name, or its first; None where the network has none.
 
     Raises:
         UserError: An unknown network, or a backbone that it cannot have.
@@ -120,7 +120,7 @@ def choose_backbone(name: str, backbone: str | None) -> str | None:
     if backbone is None:
         return backbones[0] if backbones else None
     if not backbones:
-        raise UserError(f"network '{name}' is of one piece, it has no backbone '{backbone}': leave backbone out")
+        raise UserError(f"network '{name}' has no separate backbone, so no '{backbone}': leave backbone out")
     if backbone not in backbones:
         raise UserError(f"network '{name}' has no backbone '{backbone}': {did_you_mean(backbone, list(backbones))}")
     return backbone

@@ -7,9 +7,17 @@ may be chosen (see models/pspnet.py).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from common.cli import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def conv_bn_relu(
@@ -86,3 +94,34 @@ def _bin_members(size: int, bins: int, like: torch.Tensor) -> torch.Tensor:
     places = torch.arange(size, device=like.device)
     inside = (places >= bin_ids * size // bins) & (places < ((bin_ids + 1) * size + bins - 1) // bins)
     return inside.to(like.dtype)
+
+
+@contextmanager
+def refuse_single_value_batch_norm(model: nn.Module, advice: str) -> Iterator[None]:
+    """Stops the first training forward in which a batch normalisation would see one value per channel.
+
+    PyTorch raises there too, and does not say which layer it is.
+
+    Raises:
+        UserError: Naming the layer; ends in `advice`.
+    """
+    hooks = []
+
+    def look(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            shape = inputs[0].shape
+            if layer.training and shape[0] * math.prod(shape[2:]) == 1:
+                raise UserError(
+                    f"batch normalisation '{name}' would see one value per channel (input {list(shape)}): {advice}"
+                )
+
+        return hook
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, NORMALISATIONS):
+            hooks.append(layer.register_forward_pre_hook(look(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,10 +1,14 @@
 """Two processes on one CPU through torchrun (gloo)."""
 
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
+from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.eval import main as eval_main
+from common.cli import UserError
 from common.run_log import read_run
 
 import pytest
@@ -85,6 +89,66 @@ def test_a_dying_process_ends_the_run_with_a_message(death, message, data, tmp_p
     assert process.returncode != 0
     assert time.time() - died.stat().st_mtime < 60
     assert message in process.stderr
+
+
+DIES = """
+import os, time
+from datetime import timedelta
+from awesome_pytorch_seg import processes, train
+from common.cli import run_command
+
+processes.TIMEOUT = timedelta(seconds={timeout})
+if os.environ["RANK"] == "1":
+    def look_at(self, label, calls=[]):
+        calls.append(1)
+        if len(calls) == 3:
+            {ends}
+            os._exit(9)
+    train.ValidPixels.look_at = look_at
+run_command(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "timeout", "reason"),
+    [
+        ("pass", 60, "Connection "),
+        pytest.param("time.sleep(10)", 4, "Timed out waiting 4000ms", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_left_alone_says_where_it_was(ends, timeout, reason, data, tmp_path):
+    """No launcher is there to end it."""
+    script = tmp_path / "dies.py"
+    script.write_text(DIES.format(ends=ends, timeout=timeout))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, str(script), *map(str, train_words(data, tmp_path / "out", 50, "train.batch_size=4"))]
+    together = {**ENV, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pair = [
+        subprocess.Popen(words, cwd=PROJECT, env={**together, "RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 9]
+    (line,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
+    assert "error: process 0 at step 3: another process ended, or has not answered for" in line
+    assert reason in line
+    assert "Traceback" not in said[0]
+
+
+def test_processes_wait_ten_minutes_for_each_other(monkeypatch):
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *args, **more: calls.append((args, more)))
+    processes.join(use_cuda=False)
+    assert calls == [(("gloo",), {"timeout": timedelta(seconds=600)})]
+
+
+def test_errors_of_ones_own_are_left_as_they_are():
+    processes.explain_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 7)
+    with pytest.raises(UserError, match=r"process 0 at step 7: .* for 10 minutes \(NCCL error\): .*--resume"):
+        processes.explain_loss(processes.dist.DistBackendError("NCCL error\nmore lines"), 7)
 
 
 @pytest.mark.slow

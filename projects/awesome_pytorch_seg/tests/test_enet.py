@@ -70,7 +70,7 @@ def test_macs_are_those_of_the_known_implementation():
 
 @pytest.mark.parametrize(
     ("name", "backbone", "message"),
-    [("enett", None, "unknown network 'enett': did you mean 'enet'"), ("enet", "resnet50", "of one piece")],
+    [("enett", None, "unknown network 'enett': did you mean 'enet'"), ("enet", "resnet50", "no separate backbone")],
 )
 def test_mistakes(name, backbone, message):
     with pytest.raises(UserError, match=message):

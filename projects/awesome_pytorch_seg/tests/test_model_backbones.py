@@ -104,6 +104,32 @@ def test_names_of_old_densenet_files(tmp_path):
     assert torch.equal(ours.stages[3][2].weight, library.features.norm5.weight)
 
 
+WRAPPINGS = {
+    "state_dict": lambda tensors: {"state_dict": tensors, "epoch": 3, "optimizer": {"lr": 0.1}},
+    "model": lambda tensors: {"model": tensors},
+    "model in state_dict": lambda tensors: {"state_dict": {"model": tensors}},
+    "module.": lambda tensors: {f"module.{name}": value for name, value in tensors.items()},
+    "_orig_mod.": lambda tensors: {f"_orig_mod.{name}": value for name, value in tensors.items()},
+    "all of them": lambda tensors: {"model": {f"module._orig_mod.module.{k}": v for k, v in tensors.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_weights_are_taken_out_of_checkpoints_of_training(wrapping, tmp_path):
+    library = shaken(timm.create_model("resnet18"))
+    torch.save(WRAPPINGS[wrapping](library.state_dict()), tmp_path / "weights.pth")
+    ours = Backbone("resnet18", weights=str(tmp_path / "weights.pth"))
+    assert torch.equal(ours.stages[3][1].conv2.weight, library.layer4[1].conv2.weight)
+    assert torch.equal(ours.stem[1].running_var, library.bn1.running_var)
+
+
+def test_prefixes_in_safetensors(tmp_path):
+    library = shaken(timm.create_model("resnet18"))
+    safetensors.torch.save_file(WRAPPINGS["module."](library.state_dict()), tmp_path / "weights.safetensors")
+    ours = Backbone("resnet18", weights=str(tmp_path / "weights.safetensors"))
+    assert torch.equal(ours.stem[1].running_var, library.bn1.running_var)
+
+
 class Runs:
     def __reduce__(self):
         return (print, ("this ran",))
@@ -118,7 +144,9 @@ class Runs:
         ),
         (lambda t: {k: v for k, v in t.items() if k != "layer4.1.bn2.bias"}, "lacks 1 tensors, first 'layer4.1.bn2.b"),
         (lambda t: t | {"layer5.weight": torch.zeros(3)}, "has besides 1 tensors, first 'layer5.weight'"),
-        (lambda t: {"state_dict": t}, "no dictionary of tensors"),
+        (lambda t: {"weights": t}, "no dictionary of tensors"),
+        (lambda t: {"state_dict": None}, "no dictionary of tensors"),
+        (lambda t: t | {"module.bn1.weight": t["bn1.weight"]}, "holds tensors twice"),
         (lambda t: {"weights": Runs()}, "holds more than tensors"),
     ],
 )

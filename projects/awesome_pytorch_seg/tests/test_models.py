@@ -167,7 +167,7 @@ def test_denseaspp_parameters(backbone):
         ("pspnet", {"backbone": "vgg16"}, "network 'pspnet' has no backbone 'vgg16': valid: resnet50"),
         ("deeplabv3", {"output_stride": 32}, "no output stride 32: 8 or 16"),
         ("bisenet", {"output_stride": 8}, "no output stride 8: leave it out"),
-        ("enet", {"backbone_weights": "file.pth"}, "of one piece"),
+        ("enet", {"backbone_weights": "file.pth"}, "no separate backbone"),
         ("pspnet", {"backbone_weights": "no.pth"}, "no weight file no.pth: check the path"),
     ],
 )

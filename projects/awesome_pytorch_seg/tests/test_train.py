@@ -1,16 +1,23 @@
 import json
+import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 from awesome_pytorch_seg import train as training
 from awesome_pytorch_seg.checkpoint import read_state
 from awesome_pytorch_seg.config import Config
 from awesome_pytorch_seg.eval import main as eval_main
+from awesome_pytorch_seg.models import build_model
+from awesome_pytorch_seg.runs import RunPlan
 from awesome_pytorch_seg.train import Trainer, main
 from common.cli import UserError
 from common.run_log import read_run
 from common.typed_config import config_from_text
+from common.weight_card import card_of
 
+import cv2
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -214,8 +221,97 @@ def test_a_batch_that_cannot_be_cut_is_refused(data, tmp_path):
 
 def test_one_value_per_channel_is_refused(data, tmp_path):
     words = ("--model", "bisenet", "train.batch_size=1", "train.amp=null", "optimizer.ema_decay=null")
-    with pytest.raises(UserError, match=r"one value per channel \(1 picture at a time\): use at least 2"):
+    message = r"batch normalisation '(\S+)' would see one value per channel \(input \[1, \d+, 1, 1\]\): use at least 2"
+    with pytest.raises(UserError, match=message) as error:
         train(data, tmp_path, 2, *words)
+    name = re.search(message, str(error.value))[1]
+    pooled = []
+    model = build_model("bisenet", None, 3)
+    for (
+        layer_name,
+        layer,
+    ) in model.named_modules():  # the first that the forward comes to, in another way: PyTorch's own
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda layer, inputs, name=layer_name: pooled.append(name))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.randn(1, 3, 64, 64))
+    assert name == pooled[-1]
+
+
+def test_classes_in_another_order_are_refused(data, reference, tmp_path):
+    """Of equal number: the scores would be plausible, and wrong."""
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    text = (
+        (other / "classes.yaml").read_text().replace("[one, {name: two, color: [9, 8, 7]}, three]", "[two, one, three]")
+    )
+    (other / "classes.yaml").write_text(text)
+    folder = tmp_path / reference[1].name
+    shutil.copytree(reference[1], folder)
+    message = (
+        r"made for 3 classes \(one, two, three\), the data has 3 \(two, one, three\): the same names in another order"
+    )
+    with pytest.raises(UserError, match=message):
+        run_here(eval_main, "--weights", folder / "best.safetensors", "--data", other, "--output", tmp_path / "eval")
+    with pytest.raises(UserError, match=message):
+        run_here(main, "--resume", folder, "--iters", 9, "--extend", "--data", other)
+    assert numbers(folder) == numbers(reference[1])
+
+
+def test_a_batch_and_its_cut_are_said_once(data, tmp_path):
+    """SMALL has 2 pictures; enet_camvid, which it changes, has 10."""
+    printed = train(data, tmp_path, 2, "train.batch_size=4", "--accumulate", 2)
+    assert "batch 4 = 2 micro-batches x 2 pictures, learning rate 0.003; the recipe's is batch 10\n" in printed
+    assert printed.count("batch normalisation: the statistics of each micro-batch, not of the batch") == 1
+
+
+def test_labels_that_are_all_ignored_end_the_run(data, tmp_path):
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    for line in (other / "train.txt").read_text().splitlines():
+        cv2.imwrite(str(other / line.split(",")[1]), np.full((72, 80), 255, np.uint8))
+    line = error_line(command("train.py", *train_words(other, tmp_path / "out", 2)))
+    assert "100.0 % of the pixels of the first 4 labels are ignored" in line
+    assert not list(tmp_path.glob("out/*/*.safetensors"))
+
+
+@pytest.mark.parametrize(("waiting", "warns"), [(2.0, False), (2.1, True)])
+def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns, capsys):
+    config = config_from_text(Config, read_state(reference[1] / "last.safetensors").config_text, "run")
+    plan = RunPlan(config, "enet_camvid", reference[1], None, None)
+    training._print_end(
+        SimpleNamespace(plan=plan, config=config, seconds=10.0, data_seconds=waiting, best_miou=0.5, best_step=4)
+    )
+    printed = capsys.readouterr().out
+    assert ("warning: loading is the bottleneck: raise --workers (now 0)" in printed) is warns
+
+
+def test_pictures_are_normalised_as_the_backbones_weights_expect(data, tmp_path, monkeypatch):
+    file = tmp_path / "weights.pth"
+    torch.save({}, file)
+    monkeypatch.setattr(training, "build_network", lambda config, num_classes: Convolutions(num_classes))
+    words = ("--model", "deeplabv3", "--backbone", "xception65", "optimizer.ema_decay=null", "train.amp=null")
+    warning = (
+        "warning: the published weights of xception65 expect pictures of mean and std 0.5: for them set data.mean="
+    )
+    assert warning in train(data, tmp_path / "a", 2, *words, "--backbone-weights", file)
+    assert warning not in train(data, tmp_path / "b", 2, *words)  # random weights
+    halves = ("data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]")
+    assert warning not in train(data, tmp_path / "c", 2, *words, "--backbone-weights", file, *halves)
+    card_of(file).write_text("input: {mean: [0.1, 0.2, 0.3], std: [0.5, 0.5, 0.5]}\n")
+    with pytest.raises(UserError, match=r"trained with mean \[0.1, 0.2, 0.3\].*set data.mean=\[0.1,0.2,0.3\]"):
+        train(data, tmp_path / "d", 2, *words, "--backbone-weights", file, *halves)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("data.mean=[123.675,116.28,103.53]",), ("data.std=[58.395,57.12,57.375]",), ("data.mean=[-0.1,0.4,0.4]",)],
+)
+def test_mean_and_std_of_0_to_255_are_refused(data, tmp_path, words):
+    with pytest.raises(
+        UserError, match=r"data.mean and std must be those of pictures scaled to 0..1: divide .* by 255"
+    ):
+        train(data, tmp_path, 1, *words)
 
 
 def test_tensorboard_has_the_rows_of_the_tables(data, tmp_path):
@@ -279,7 +375,7 @@ def test_compiled_it_learns_the_same(data, tmp_path):
         (["--model", "enet", "--dataset", "camvit"], r"unknown data set 'camvit': did you mean 'camvid'"),
         (["--config", "enet_camvid", "--use-ohem", "--data", "DATA"], r"class_weights must be null with ohem"),
         (["--config", "enet_camvid", "--model", "penet", "--data", "DATA"], r"unknown network 'penet'"),
-        (["--config", "enet_camvid", "--backbone", "vgg16", "--data", "DATA"], r"of one piece"),
+        (["--config", "enet_camvid", "--backbone", "vgg16", "--data", "DATA"], r"no separate backbone"),
         (["--resume", "nowhere"], r"nothing to resume: nowhere is no run folder"),
     ],
 )

@@ -39,7 +39,7 @@ MIRRORED = {
     "linknet": (LinkNet, tuple(RESNETS)),
     "segnet": (SegNet, ("vgg16_bn",)),
 }
-# Networks of one piece.
+# Networks without a separate backbone.
 WHOLE = {
     "segnet_basic": SegNetBasic,
     "unet": UNet,
@@ -53,7 +53,7 @@ def model_names() -> list[str]:
 
 
 def backbone_names(name: str) -> tuple[str, ...]:
-    """The backbones that a network can have; none if it is of one piece."""
+    """The backbones that a network can have; none if it has no separate one."""
     if name in MIRRORED:
         return MIRRORED[name][1]
     return () if name in WHOLE else tuple(RESNETS)
@@ -88,6 +88,6 @@ def build_model(name: str, backbone: str | None = None, num_classes: int = 150) 
         return build(backbone, num_classes)
     if name in WHOLE:
         if backbone is not None:
-            raise UserError(f"network '{name}' is of one piece, it has no backbone '{backbone}': leave backbone out")
+            raise UserError(f"network '{name}' has no separate backbone, so no '{backbone}': leave backbone out")
         return WHOLE[name](num_classes)
     raise UserError(f"unknown network '{name}': {did_you_mean(name, model_names())}")

@@ -19,6 +19,7 @@ from torch import nn
 
 WIDTHS = (64, 128, 256, 512)
 CLASSIFIERS = ("fc.", "classifier.")
+WRAPPERS = ("state_dict", "model")  # where a checkpoint of training holds its weights
 
 
 class BasicBlock(nn.Module):
@@ -132,20 +133,7 @@ def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         UserError: No such file, a file that is not one of tensors, or one of another backbone.
     """
-    try:
-        if str(path).endswith(".safetensors"):
-            tensors = safetensors.torch.load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"no weight file {path}: check the path") from None
-    except Exception as error:  # damaged files fail in many ways
-        raise UserError(
-            f"{path}: not a file of weights ({' '.join(str(error).split())[:80]}): give a whole state dict"
-        ) from None
-    is_plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not is_plain or not all(_is_plain_tensor(value) for value in tensors.values()):
-        raise UserError(f"{path}: is no dictionary of tensors: give a file of weights alone")
+    tensors = _read_tensors(path)
     wanted = backbone.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # old files have none
     tensors = {name: value for name, value in tensors.items() if not name.startswith(CLASSIFIERS)}
@@ -160,6 +148,47 @@ def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
     if broken:
         raise UserError(f"{path}: '{broken[0]}' holds values that are not finite: the weights are broken, take others")
     backbone.load_state_dict(wanted | tensors)
+
+
+def _read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a weight file.
+
+    Those of a checkpoint of training, under "state_dict" or "model", are taken out of it, and the prefixes "module."
+    and "_orig_mod." (of data-parallel and compiled models) off their names.
+    """
+    try:
+        if str(path).endswith(".safetensors"):
+            tensors = safetensors.torch.load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"no weight file {path}: check the path") from None
+    except Exception as error:  # damaged files fail in many ways
+        raise UserError(
+            f"{path}: not a file of weights ({' '.join(str(error).split())[:80]}): give a whole state dict"
+        ) from None
+    tensors = _unwrapped(tensors)
+    is_plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not is_plain or not all(_is_plain_tensor(value) for value in tensors.values()):
+        raise UserError(f"{path}: is no dictionary of tensors: give a file of weights alone")
+    plain = {_without_prefixes(name): value for name, value in tensors.items()}
+    if len(plain) < len(tensors):
+        raise UserError(f"{path}: holds tensors twice, with and without 'module.' or '_orig_mod.': keep one of each")
+    return plain
+
+
+def _unwrapped(stored: object) -> object:
+    for _ in WRAPPERS:  # one may lie in the other
+        key = next((key for key in WRAPPERS if isinstance(stored, dict) and isinstance(stored.get(key), dict)), None)
+        stored = stored if key is None else stored[key]
+    return stored
+
+
+def _without_prefixes(name: str) -> str:
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
 
 
 def _is_plain_tensor(value: object) -> bool:

@@ -45,7 +45,7 @@ def test_any_size_with_what_its_input_needs(weights):
     sizes = [line.split(":")[0] for line in path.with_suffix(".txt").read_text().splitlines()]
     assert sizes == ["64x96", "96x128", "129x97"]
     with tiny_networks():
-        model = inference.load_network(weights).model
+        model = inference.load_network(weights)
     images = np.random.default_rng(0).standard_normal((3, 3, 70, 51), np.float32)
     (logits,) = onnxruntime.InferenceSession(str(path)).run(["logits"], {"images": images})
     with torch.no_grad():

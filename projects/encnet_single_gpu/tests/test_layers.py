@@ -64,6 +64,25 @@ def test_backbone_weights_from_a_file(tmp_path):
     assert torch.equal(target.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
+WRAPPINGS = {
+    "state_dict": lambda tensors: {"state_dict": tensors, "epoch": 3, "optimizer": {"lr": 0.1}},
+    "model": lambda tensors: {"model": tensors},
+    "model in state_dict": lambda tensors: {"state_dict": {"model": tensors}},
+    "module.": lambda tensors: {f"module.{name}": value for name, value in tensors.items()},
+    "_orig_mod.": lambda tensors: {f"_orig_mod.{name}": value for name, value in tensors.items()},
+    "all of them": lambda tensors: {"model": {f"module._orig_mod.module.{k}": v for k, v in tensors.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_backbone_weights_are_taken_out_of_checkpoints_of_training(wrapping, tmp_path):
+    source, target = randomise(ResNet("resnet18")), ResNet("resnet18")
+    torch.save(WRAPPINGS[wrapping](source.state_dict()), tmp_path / "weights.pth")
+    load_backbone(target, tmp_path / "weights.pth")
+    assert torch.equal(target.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert torch.equal(target.bn1.running_var, source.bn1.running_var)
+
+
 def test_backbone_weights_that_do_not_fit(tmp_path):
     backbone = ResNet("resnet18")
     with pytest.raises(UserError, match="no weight file"):
@@ -76,6 +95,13 @@ def test_backbone_weights_that_do_not_fit(tmp_path):
     torch.save(weights | {"layer1.9.conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"1 tensors missing, 1 unknown, 0 of another shape \(conv1.weight, layer1.9"):
         load_backbone(backbone, tmp_path / "other.pth")
+    whole = ResNet("resnet18").state_dict()
+    torch.save(whole | {"module.bn1.weight": whole["bn1.weight"]}, tmp_path / "twice.pth")
+    with pytest.raises(UserError, match="holds tensors twice"):
+        load_backbone(backbone, tmp_path / "twice.pth")
+    torch.save({"weights": whole}, tmp_path / "nested.pth")
+    with pytest.raises(UserError, match="no dictionary of tensors"):
+        load_backbone(backbone, tmp_path / "nested.pth")
 
 
 @pytest.mark.parametrize("size", [(7, 9), (12, 6), (1, 1), (5, 23)])

@@ -149,7 +149,7 @@ def test_dropout_is_the_papers():
         ("encnett", None, "unknown network 'encnett': did you mean 'encnet'"),
         ("pspnet", "resnet5", "unknown backbone 'resnet5': did you mean 'resnet50'"),
         ("segnet", "resnet50", "'segnet' has no backbone 'resnet50'"),
-        ("unet", "resnet50", "'unet' is of one piece"),
+        ("unet", "resnet50", "'unet' has no separate backbone"),
     ],
 )
 def test_mistakes(name, backbone, message):

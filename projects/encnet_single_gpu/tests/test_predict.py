@@ -1,11 +1,17 @@
 from common.cli import UserError
-from common.labels import label_set
+from common.labels import cityscapes_raw_labels, label_set
+from common.typed_config import config_to_text
+from encnet_single_gpu.checkpoint import TrainState, save_checkpoint
+from encnet_single_gpu.config import read_config
+from encnet_single_gpu.export import main as export_main
+from encnet_single_gpu.inference import ModelInfo, OnnxNetwork
 from encnet_single_gpu.predict import main
 
 import cv2
 import numpy as np
 import pytest
-from encnet_runs import run_folder, run_here, tiny_networks, train, write_data
+import torch
+from encnet_runs import TinyNet, run_folder, run_here, tiny_networks, train, write_data
 from PIL import Image
 
 
@@ -48,6 +54,84 @@ def test_the_values_of_the_data_sets_own_files(run, tmp_path):
         ids = cv2.imread(str(tmp_path / "ids" / f"{name}_ids.png"), cv2.IMREAD_UNCHANGED)
         values = cv2.imread(str(tmp_path / "files" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(values, ids + 1)
+
+
+def weights_of(path, dataset, class_names):
+    config = read_config("pspnet", [f"data.dataset={dataset}"])
+    torch.manual_seed(0)
+    network = TinyNet(len(class_names))
+    save_checkpoint(
+        path,
+        network,
+        TrainState(1, 0.5, 1, config_to_text(config), class_names, config.data.mean, config.data.std),
+    )
+    return path
+
+
+@pytest.mark.parametrize("dataset", ["cityscapes", "cityscapes_trainids"])
+def test_cityscapes_files_are_label_ids_under_the_servers_names(dataset, tmp_path):
+    weights = weights_of(tmp_path / "w.safetensors", dataset, label_set("cityscapes").class_names)
+    picture = tmp_path / "in" / "berlin" / "berlin_000000_000019_leftImg8bit.png"
+    picture.parent.mkdir(parents=True)
+    blocks = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    cv2.imwrite(str(picture), blocks.repeat(128, 0).repeat(128, 1))
+    predict(weights, tmp_path / "ids", tmp_path / "in")
+    predict(weights, tmp_path / "out", tmp_path / "in", "--format", "dataset")
+    (written,) = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert written.relative_to(tmp_path / "out").as_posix() == "berlin/berlin_000000_000019_pred_labelIds.png"
+    ids = cv2.imread(str(tmp_path / "ids/berlin/berlin_000000_000019_leftImg8bit_ids.png"), cv2.IMREAD_UNCHANGED)
+    assert len(np.unique(ids)) > 1
+    evaluated = {raw.train_id: raw.id for raw in cityscapes_raw_labels() if raw.train_id < 19}
+    expected = np.array([evaluated[i] for i in range(19)])[ids]
+    np.testing.assert_array_equal(cv2.imread(str(written), cv2.IMREAD_UNCHANGED), expected)
+    cv2.imwrite(str(picture), blocks.repeat(8, 0).repeat(8, 1))
+    with pytest.raises(UserError, match="leftImg8bit.png: is 64x128, .* needs 1024x2048 pixels"):
+        predict(weights, tmp_path / "out", tmp_path / "in", "--format", "dataset")
+    with pytest.raises(UserError, match="needs names such as berlin_000000_000019_leftImg8bit.png"):
+        predict(weights, tmp_path / "out", picture.rename(picture.with_name("street.png")), "--format", "dataset")
+
+
+def test_weights_of_other_classes_than_their_set_write_no_files_of_it(run, tmp_path):
+    weights = weights_of(tmp_path / "w.safetensors", "ade20k", label_set("ade20k").class_names[::-1])
+    with pytest.raises(UserError, match="of 'ade20k' but have other classes than it: use --format ids"):
+        predict(weights, tmp_path / "out", run[0] / "0.png", "--format", "dataset")
+
+
+@pytest.mark.parametrize("words", [(), ("--protocol", "encoding_ss"), ("--format", "dataset")])
+def test_an_export_predicts_what_its_checkpoint_does(run, tmp_path, words):
+    data, weights = run
+    with tiny_networks():
+        run_here(export_main, "--weights", weights, "--output", tmp_path, "--size", 64, 96)
+    predict(tmp_path / "model.onnx", tmp_path / "onnx", data / "0.png", *words)
+    predict(weights, tmp_path / "torch", data / "0.png", *words)
+    names = sorted(path.name for path in (tmp_path / "torch").iterdir())
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == names
+    assert len(names) == (1 if "dataset" in words else 3)
+    for name in names:
+        assert (tmp_path / "onnx" / name).read_bytes() == (tmp_path / "torch" / name).read_bytes()
+
+
+def test_exports_that_cannot_be_used(run, tmp_path):
+    data, weights = run
+    with tiny_networks():
+        run_here(export_main, "--weights", weights, "--output", tmp_path, "--size", 64, 96, "--fixed")
+    path = tmp_path / "model.onnx"
+    with pytest.raises(UserError, match=r"0.png: 72x80 pixels, but the export takes 64x96 alone"):
+        predict(path, tmp_path / "out", data / "0.png")
+    info = OnnxNetwork(path).info
+    texts = info.to_texts()
+    assert ModelInfo.from_texts(texts, "model.onnx") == info
+    for changes, message in (
+        ({"format": "other"}, "holds no metadata of export.py"),
+        ({"crop_size": "{"}, "its metadata is damaged"),
+        ({"mean": "[0.5]"}, "'mean' is"),
+        ({"channel_order": "BGR"}, "wants BGR"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ModelInfo.from_texts({**texts, **changes}, "model.onnx")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="model.onnx: not an ONNX model that ONNX Runtime can run"):
+        predict(path, tmp_path / "out", data / "0.png")
 
 
 def test_folders_are_mirrored(run, tmp_path):

@@ -1,18 +1,25 @@
+import contextlib
+import io
 import json
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
-from common.cli import UserError
+from common.cli import UserError, run_command
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.run_log import read_run
+from common.weight_card import card_of
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.eval import main as eval_main
-from encnet_single_gpu.inference import load_network
+from encnet_single_gpu.inference import load_network, read_checkpoint_info
 from encnet_single_gpu.memory import micro_batches
-from encnet_single_gpu.train import Trainer, main
+from encnet_single_gpu.runs import RunPlan
+from encnet_single_gpu.train import Trainer, _print_end, main
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -76,8 +83,7 @@ def test_own_pictures_in_the_recipe_of_the_embedded_data_are_not_called_embedded
     train(data, tmp_path / "out", 2, "--config", "quickstart", "--dataset", "custom", "--warmup-share", 0)
     folder = run_folder(tmp_path / "out")
     assert read_run(folder).env["dataset"] == "custom"
-    with tiny_networks():
-        palette = load_network(folder / "last.safetensors").palette
+    palette = read_checkpoint_info(folder / "last.safetensors").palette
     assert np.array_equal(palette, [[9, 8, 7], *voc_colormap()[2:4]])  # a class without colour has its default
 
 
@@ -136,6 +142,83 @@ def test_both_readings_of_ade20k_and_neither_loads_the_other(data, reference, tm
     with tiny_networks(), pytest.raises(UserError, match="made for 151 classes.*the data has 150"):
         run_here(main, "--resume", weights, "--data", data, "--extend", "--iters", 9)
 
+    with (
+        tiny_networks(),
+        pytest.raises(UserError, match=r"'background' before them.*or train new ones without --background"),
+    ):
+        run_here(eval_main, "--weights", weights, "--data", data)
+
+
+def test_classes_in_another_order_are_refused(tmp_path):
+    """Of equal number: the scores would be plausible, and wrong."""
+    data = write_data(tmp_path / "data")
+    text = "name: squares\nclasses: [{}]\nids: {{1: 0, 2: 1, 3: 2}}\n"
+    (data / "classes.yaml").write_text(text.format("one, two, three"))
+    words = ("--config", "quickstart", "--dataset", "custom", "--warmup-share", 0)
+    train(data, tmp_path / "out", 2, *words)
+    folder = run_folder(tmp_path / "out")
+    (data / "classes.yaml").write_text(text.format("two, one, three"))
+    message = (
+        r"made for 3 classes \(one, two, three\), the data has 3 \(two, one, three\): the same names in another order"
+    )
+    with tiny_networks(), pytest.raises(UserError, match=message):
+        run_here(eval_main, "--weights", folder / "best.safetensors", "--data", data)
+    with pytest.raises(UserError, match=message):
+        train(data, tmp_path / "out", 3, *words, "--resume", "--extend")
+
+
+def test_a_batch_and_the_recipes_are_said(data, tmp_path):
+    printed = train(data, tmp_path, 1)
+    assert "batch 4, learning rate 0.05; the recipe's is batch 12\n" in printed
+
+
+def test_labels_that_are_all_ignored_end_the_run(tmp_path):
+    data = write_data(tmp_path / "data")
+    for line in (data / "train.txt").read_text().splitlines():
+        cv2.imwrite(str(data / line.split(",")[1]), np.zeros((72, 80), np.uint8))
+    with pytest.raises(SystemExit) as end, contextlib.redirect_stderr(io.StringIO()) as err, tiny_networks():
+        words = ["train.py", "--data", data, "--output", tmp_path / "out", *SMALL, "--iters", 2]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(word) for word in words])
+            run_command(main)
+    assert end.value.code == 1
+    (line,) = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
+    assert "100.0 % of the pixels of the first 8 labels are ignored" in line
+    assert not list(tmp_path.glob("out/*/*.safetensors"))
+
+
+@pytest.mark.parametrize(("waiting", "warns"), [(2.0, False), (2.1, True)])
+def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns, capsys):
+    config = read_config(str(reference[1] / "config.yaml"))
+    plan, cpu = RunPlan(config, "pspnet", reference[1], None, None), torch.device("cpu")
+    times = {"seconds": 10.0, "data_seconds": waiting}
+    _print_end(SimpleNamespace(plan=plan, config=config, device=cpu, best_miou=0.5, best_step=4, **times))
+    printed = capsys.readouterr().out
+    assert ("warning: loading is the bottleneck: raise --num-workers (now 0)" in printed) is warns
+
+
+@pytest.mark.parametrize("command", [main, eval_main])
+def test_several_processes_are_refused(command, data, reference, monkeypatch):
+    """Two would write into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("--weights", reference[1] / "best.safetensors") if command is eval_main else ("--local-rank", 1)
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2.*one process.*awesome_pytorch_seg trains on several GPUs"):
+        run_here(command, *words, "--data", data)
+
+
+def test_one_process_of_a_launcher_trains(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    train(data, tmp_path, 1, "--local_rank", 0)
+    assert len(read_run(run_folder(tmp_path)).train) == 1
+
+
+@pytest.mark.parametrize("option", [("--mean", 123.675, 116.28, 103.53), ("--std", 58.395, 57.12, 57.375)])
+def test_mean_and_std_of_0_to_255_are_refused(data, tmp_path, option):
+    with pytest.raises(
+        UserError, match=r"data.mean and std must be those of pictures scaled to 0..1: divide .* by 255"
+    ):
+        train(data, tmp_path, 1, *option)
+
 
 def test_weights_in_half_precision_are_computed_in_single(reference, tmp_path):
     best, half = reference[1] / "best.safetensors", tmp_path / "half.safetensors"
@@ -143,7 +226,7 @@ def test_weights_in_half_precision_are_computed_in_single(reference, tmp_path):
     rounded = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     safetensors.torch.save_file(rounded, half, safetensors.safe_open(best, "pt").metadata())
     with tiny_networks():
-        loaded, whole = (load_network(path).model.state_dict() for path in (half, best))
+        loaded, whole = (load_network(path).state_dict() for path in (half, best))
     for name, value in loaded.items():
         assert value.dtype == whole[name].dtype
         assert torch.equal(value, whole[name].half().to(value.dtype) if value.is_floating_point() else whole[name])
@@ -229,6 +312,34 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp
     assert len(json.loads(report.read_text())["images"]) == 4
 
 
+class NoMemory(nn.Module):
+    """A network in evaluation for which there is none."""
+
+    def forward(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+
+
+def test_out_of_memory_in_validation_names_the_picture_and_what_helps(data, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluated", property(lambda self: _with_a_parameter(NoMemory())))
+    whole = r"/4.png: out of memory: the network sees the whole picture: .*--protocol encoding_ss.*go on with --resume"
+    with pytest.raises(UserError, match=whole) as error:
+        train(data, tmp_path, 4)
+    assert "--micro-batch" not in str(error.value)
+    assert "\n" not in str(error.value)
+    trained = _with_a_parameter(NoMemory())
+    monkeypatch.setattr("encnet_single_gpu.eval.load_network", lambda weights, class_names: trained)
+    words = ("--weights", reference[1] / "best.safetensors", "--data", data, "--output", tmp_path)
+    with pytest.raises(UserError, match=whole):
+        run_here(eval_main, *words)
+    with pytest.raises(UserError, match=r"/4.png: out of memory: windows are small, .*make the picture smaller"):
+        run_here(eval_main, *words, "--protocol", "encoding_ss")
+
+
+def _with_a_parameter(network):
+    network.weight = nn.Parameter(torch.zeros(1))
+    return network
+
+
 def test_out_of_memory_is_one_line_and_the_checkpoint_stays(data, tmp_path, monkeypatch):
     update = Trainer._update
 
@@ -257,7 +368,10 @@ def test_a_picture_alone_in_batch_normalisation_is_refused_before_the_start(data
             return {"logits": self.head(images).expand(-1, -1, *images.shape[2:])}
 
     monkeypatch.setattr("encnet_single_gpu.train.build_model", lambda name, backbone, num_classes: Pooled(num_classes))
-    with pytest.raises(UserError, match="pspnet cannot be trained on one picture at a time.*one value per") as error:
+    message = (
+        r"batch normalisation 'head.2' would see one value per channel \(input \[1, 150, 1, 1\]\): give a --batch-size"
+    )
+    with pytest.raises(UserError, match=message) as error:
         run_here(main, "--data", data, "--output", tmp_path, *SMALL, "--iters", 2, *batch)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -301,3 +415,6 @@ def test_the_backbone_it_started_from_is_in_the_runs_environment(data, tmp_path)
     assert read_run(folder).env["backbone_weights_sha256"] == sha256_of(tmp_path / "backbone.pth")
     trained = safetensors.torch.load_file(folder / "best.safetensors")
     assert torch.allclose(trained["model.backbone.0.weight"], weights["0.weight"], atol=1e-7)
+    card_of(tmp_path / "backbone.pth").write_text("input: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}\n")
+    with pytest.raises(UserError, match=r"trained with mean \[0.5, 0.5, 0.5\].*set data.mean=\[0.5,0.5,0.5\]"):
+        train(data, tmp_path / "other", 1, "--backbone-weights", tmp_path / "backbone.pth")

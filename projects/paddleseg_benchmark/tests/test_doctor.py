@@ -42,12 +42,19 @@ def test_the_command_says_what_can_be_measured_here_and_why_not_the_rest():
     assert any(line.startswith("/dev/shm ") for line in lines)
     assert "FLAGS_use_onednn is set: to_static and static crash with it" in ended.stdout
     assert f"{'dynamic':<10}{'NCHW':<6}{'fp32':<24}{count} of {count} networks" in lines
-    nhwc = f"{'dynamic':<10}{'NHWC':<6}{'fp32':<24}2 of {count} networks; not supported: "  # DeepLabv3+, both backbones
-    assert any(line.startswith(nhwc) for line in lines)
-    mixed = f"{'NCHW':<6}{'o1_fp16 o2_fp16 bf16':<24}0 of {count} networks; not supported here: "
-    assert sum(line[10:].startswith(mixed) for line in lines) == 3  # graphs
+    at = lines.index(f"{'dynamic':<10}{'NHWC':<6}{'fp32':<24}2 of {count} networks")  # DeepLabv3+, both backbones
+    assert lines[at + 1].strip().startswith("not supported: ") and lines[at + 1].endswith(": all others")
+    mixed = f"{'NCHW':<6}{'o1_fp16 o2_fp16 bf16':<24}0 of {count} networks"
+    assert sum(line[10:] == mixed for line in lines) == 3  # graphs
     assert any(line.startswith("mmsegmentation") and "not there" in line for line in lines)
-    assert lines[-1] == "problem: none"
+    assert lines[-1] == "no problems"
+
+
+def test_every_reason_stands_with_the_networks_that_it_holds_for():
+    answers = {"a": None, "b": "no edges", "c": "no pads", "d": "no edges"}
+    assert doctor._summary(answers) == ("1 of 4 networks", "no edges: b, d", "no pads: c")
+    assert doctor._summary({"a": None, "b": "no edges"}) == ("1 of 2 networks", "no edges: all others")
+    assert doctor._summary({"a": None}) == ("1 of 1 networks",)
 
 
 def test_a_missing_package_ends_with_1_and_no_traceback(monkeypatch, capsys):

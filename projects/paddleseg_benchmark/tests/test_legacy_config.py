@@ -62,6 +62,16 @@ def test_text_of_the_original_files_is_read(tmp_path):
         (["BATCH_SIZE", "many"], "BATCH_SIZE must be int, not 'many'"),
         (["MODEL.MODEL_NAME", "unet"], "MODEL.MODEL_NAME 'unet' is not supported: 'hrnet' or 'deeplabv3p'"),
         (["SOLVER.OPTIMIZER", "adam"], "SOLVER.OPTIMIZER 'adam' is not supported"),
+        (["BATCH_SIZE", "0"], "command line: BATCH_SIZE 0: give a number from 1"),
+        (["BATCH_SIZE", "-2"], "command line: BATCH_SIZE -2: give a number from 1"),
+        (["BATCH_SIZE", "True"], "BATCH_SIZE must be int, not True"),
+        (["SOLVER.NUM_EPOCHS", "0"], "command line: SOLVER.NUM_EPOCHS 0: give a number from 1"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "command line: DATALOADER.NUM_WORKERS -1: give a number from 0"),
+        (["TRAIN_CROP_SIZE", "(64,0)"], "command line: TRAIN_CROP_SIZE (64, 0): give a number from 1"),
+        (["TRAIN_CROP_SIZE", "(64,)"], "TRAIN_CROP_SIZE must be tuple, not (64,)"),
+        (["SOLVER.LR", "0"], "command line: SOLVER.LR 0: give a number above 0"),
+        (["SOLVER.LR", "1e999"], "SOLVER.LR must be float, not inf"),
+        (["MODEL.HRNET.BIAS", "3"], "MODEL.HRNET.BIAS must be"),
     ],
 )
 def test_a_mistake_names_the_key(words, message):

@@ -3,7 +3,7 @@ import json
 
 from common.cli import UserError
 from paddleseg_benchmark import report
-from paddleseg_benchmark.run_matrix import COLUMNS
+from paddleseg_benchmark.report import COLUMNS
 
 import cv2
 import pytest
@@ -121,6 +121,33 @@ def test_a_folder_without_a_matrix_or_a_damaged_one_is_refused(tmp_path, rows):
     write(tmp_path, rows)
     (tmp_path / "matrix.csv").write_text((tmp_path / "matrix.csv").read_text() + "half,a,row\n")
     with pytest.raises(UserError, match="too few or too many cells"):
+        report.read_matrix(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("images_per_s,", "ips,", r"matrix.csv: no column 'images_per_s': make it with run_matrix.py"),
+        ("500.00", "fast", r"matrix.csv line 2: 'step_ms' is no number"),
+        ("4.000", "0", r"matrix.csv line 2: 'images_per_s' is no number"),
+        ("26723395", "2.5", r"matrix.csv line 2: 'parameters' is no number"),
+        ("paddleseg,", "keras,", r"matrix.csv line 2: 'keras' is no library"),
+    ],
+)
+def test_a_matrix_of_other_columns_or_values_is_refused(tmp_path, rows, old, new, message):
+    write(tmp_path, rows)
+    path = tmp_path / "matrix.csv"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message) as caught:
+        report.write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_an_env_json_without_a_key_is_refused(tmp_path, rows):
+    write(tmp_path, rows)
+    (tmp_path / "env.json").write_text(json.dumps({key: value for key, value in ENV.items() if key != "threads"}))
+    with pytest.raises(UserError, match=r"env.json: key 'threads' is missing"):
         report.read_matrix(tmp_path)
 
 

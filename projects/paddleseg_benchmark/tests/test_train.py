@@ -1,11 +1,13 @@
 """train.py and static_train.py as a user runs them, alone and in two processes."""
 
 import json
+from types import SimpleNamespace
 
-from common.cli import UserError
+from common.cli import UserError, run_command
 from common.run_log import read_run
-from paddleseg_benchmark import data, train, zoo
+from paddleseg_benchmark import data, static_train, train, zoo
 from paddleseg_benchmark.evaluation import evaluate
+from paddleseg_benchmark.training import Training
 
 import numpy as np
 import paddle
@@ -100,6 +102,41 @@ def test_what_cannot_be_trained_says_why(words, message, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", *words])
     with pytest.raises(UserError, match=message):
         train.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        *((train, ("--learning_rate", word), "is not a finite number above 0") for word in ("nan", "inf", "0", "x")),
+        *((train, ("--batch_size", word), "is not a number from 1") for word in ("0", "two", "1.5")),
+        (train, ("--num_workers", "x"), "is not a number from 0"),
+        (train, ("--num_workers=-1",), "is not a number from 0"),
+        *((module, ("--seed=-1",), "is not a number from 0") for module in (train, static_train)),
+        *((module, ("--seed", str(2**31)), "is not a number below 2^31") for module in (train, static_train)),
+        (static_train, ("BATCH_SIZE", "0"), "BATCH_SIZE 0: give a number from 1"),
+        (static_train, ("BATCH_SIZE", "-2"), "BATCH_SIZE -2: give a number from 1"),
+        (static_train, ("SOLVER.NUM_EPOCHS", "0"), "SOLVER.NUM_EPOCHS 0: give a number from 1"),
+    ],
+)
+def test_a_number_that_cannot_be_used_is_one_line(module, words, message, monkeypatch, capsys):
+    config = ("--config", "fastscnn.yml") if module is train else ("--cfg", "deeplabv3p_resnet50_vd_cityscapes.yaml")
+    monkeypatch.setattr("sys.argv", ["command", *config, *words])
+    with pytest.raises(SystemExit) as ended:
+        run_command(module.main)
+    said = capsys.readouterr().err
+    assert ended.value.code in (1, 2)
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+def test_loading_that_takes_much_of_the_time_is_told(capsys):
+    training = Training.__new__(Training)
+    training.plan, training.seconds = SimpleNamespace(num_workers=1), 10.0
+    for waiting, warns in ((2.0, False), (2.1, True)):
+        training.data_seconds = waiting
+        training._print_waiting()
+        said = capsys.readouterr().out
+        assert f"took 10 s, {10 * waiting:.1f} % of it waiting for data" in said
+        assert ("loading is the bottleneck: raise the number of loader processes (now 1)" in said) == warns
 
 
 def test_the_original_static_command_says_on_a_cpu_what_to_leave_out():

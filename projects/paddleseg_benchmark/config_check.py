@@ -1,0 +1,186 @@
+"""What a config of PaddleSeg may say. Each mistake is one line that names the file, the key and what is valid.
+
+paddleseg itself hands every key on to the class that `type` names, whatever it is, and does not look at keys that it
+does not know. What a class takes is read from its constructor here: names, what is required, kinds of the defaults.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from common.cli import UserError, did_you_mean, shown
+from common.labels import IGNORE
+
+import paddle
+from paddleseg.cvlibs import manager
+
+SECTIONS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model")
+KEYS = ("batch_size", "iters", *SECTIONS)
+_ALWAYS_IN_A_DATASET = ("dataset_root", "mode", "transforms")
+_WARM_UP = ("warmup_iters", "warmup_start_lr")  # paddleseg's own keys of every schedule
+_LARGEST = 2**63
+
+Classes = dict[str, Callable]
+
+
+def check(tree: dict[str, Any], where: str) -> None:
+    """Looks at every key of a config, what it takes from `_base_` included; `where` names the file.
+
+    Raises:
+        UserError: A key that is unknown or missing, a value of another kind, a `type` that paddleseg does not have.
+    """
+    _refuse_unknown(tree, KEYS, "", where)
+    _require(tree, KEYS, "", where)
+    for key, value in _numbers(tree):
+        if not abs(value) < _LARGEST:  # also nan
+            raise UserError(f"{where}: '{key}' is {shown(value)}: give a finite number of at most 64 bits")
+    for key in ("batch_size", "iters"):
+        _require_whole(tree[key], key, where)
+    for key in SECTIONS:
+        if not isinstance(tree[key], dict):
+            raise UserError(f"{where}: '{key}' must be a section of keys, not {shown(tree[key])}")
+    for key in ("train_dataset", "val_dataset"):
+        _check_component(tree[key], key, where, manager.DATASETS.components_dict)
+        _require(tree[key], _ALWAYS_IN_A_DATASET, f"{key}.", where)
+    _check_component({"num_classes": 1} | tree["model"], "model", where, manager.MODELS.components_dict)
+    _check_losses(tree["loss"], where)
+    optimizer = {key: optimizer_type(tree["optimizer"]) if key == "type" else v for key, v in tree["optimizer"].items()}
+    _check_component(optimizer, "optimizer", where, manager.OPTIMIZERS.components_dict)
+    _check_schedule(tree["lr_scheduler"], where)
+
+
+def optimizer_type(optimizer: dict[str, Any]) -> Any:
+    """The name of an optimizer's class: in small letters too, and of SGD with momentum another, as in paddleseg."""
+    kind = {"sgd": "SGD", "adam": "Adam"}.get(str(optimizer.get("type")), optimizer.get("type"))
+    return "Momentum" if kind == "SGD" and "momentum" in optimizer else kind
+
+
+def _schedules() -> Classes:
+    found = vars(paddle.optimizer.lr).items()
+    return {
+        name: kind
+        for name, kind in found
+        if inspect.isclass(kind) and issubclass(kind, paddle.optimizer.lr.LRScheduler)
+    }
+
+
+def _check_losses(loss: dict[str, Any], where: str) -> None:
+    _refuse_unknown(loss, ("types", "coef"), "loss.", where)
+    _require(loss, ("types", "coef"), "loss.", where)
+    for key in ("types", "coef"):
+        if not isinstance(loss[key], list) or not loss[key]:
+            raise UserError(f"{where}: 'loss.{key}' must be a list of one or more, not {shown(loss[key])}")
+    for number, value in enumerate(loss["types"]):
+        _check_component(value, f"loss.types[{number}]", where, manager.LOSSES.components_dict)
+    for number, value in enumerate(loss["coef"]):
+        _require_like(1.0, value, f"loss.coef[{number}]", where)
+
+
+def _check_schedule(schedule: dict[str, Any], where: str) -> None:
+    kinds = _schedules()
+    known = {key: value for key, value in schedule.items() if key not in _WARM_UP}
+    if schedule.get("type") == "PolynomialDecay":
+        known.setdefault("decay_steps", 1)  # paddleseg's builder takes `iters`
+    _check_component(known, "lr_scheduler", where, kinds, more=_WARM_UP)
+    for key in schedule.keys() & set(_WARM_UP):
+        _require_like(1.0, schedule[key], f"lr_scheduler.{key}", where)
+    if "warmup_iters" in schedule:
+        _require(schedule, ("warmup_start_lr", "learning_rate"), "lr_scheduler.", where)
+
+
+def _check_component(value: Any, key: str, where: str, classes: Classes, more: tuple[str, ...] = ()) -> None:
+    """A section that names a class by its `type`; its other keys are that class's arguments, or `more`."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: '{key}' must be a section with a type, not {shown(value)}")
+    if "type" not in value:
+        raise UserError(f"{where}: key '{key}.type' is missing among {', '.join(map(str, value)) or 'none'}")
+    if not isinstance(value["type"], str) or value["type"] not in classes:
+        valid = did_you_mean(str(value["type"]), sorted(classes))
+        raise UserError(f"{where}: '{key}.type' is {shown(value['type'])}: {valid}")
+    parameters = inspect.signature(classes[value["type"]]).parameters
+    arguments = {name: argument for name, argument in value.items() if name != "type"}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        _refuse_unknown(arguments, (*parameters, *more), f"{key}.", where)
+        needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        _require(arguments, needed, f"{key}.", where)
+    for name, argument in arguments.items():
+        default = parameters[name].default if name in parameters else None
+        _check_argument(name, argument, default, f"{key}.{name}", where)
+
+
+def _check_argument(name: str, value: Any, default: Any, key: str, where: str) -> None:
+    if name == "backbone":
+        _check_component(value, key, where, manager.BACKBONES.components_dict)
+    elif name == "transforms" or (name == "losses" and default is inspect.Parameter.empty):
+        if not isinstance(value, list):
+            raise UserError(f"{where}: '{key}' must be a list of sections with a type, not {shown(value)}")
+        registry = manager.TRANSFORMS if name == "transforms" else manager.LOSSES
+        for number, item in enumerate(value):
+            _check_component(item, f"{key}[{number}]", where, registry.components_dict)
+    elif name == "crop_size":
+        if not isinstance(value, list) or len(value) != 2:
+            raise UserError(f"{where}: '{key}' must be a list of width and height, not {shown(value)}")
+        for side in value:
+            _require_whole(side, key, where)
+    elif name == "num_classes":
+        _require_whole(value, key, where)
+    elif name == "ignore_index":
+        if value != IGNORE:
+            raise UserError(
+                f"{where}: '{key}' is {shown(value)}: labels are ignored where they are {IGNORE}: give that"
+            )
+    elif name == "learning_rate":
+        _require_like(1.0, value, key, where)
+        if value <= 0:
+            raise UserError(f"{where}: '{key}' is {shown(value)}: give a number above 0")
+    elif name in ("mode", "dataset_root") or (name in ("train_path", "val_path", "pretrained") and value is not None):
+        _require_like("", value, key, where)
+    elif name == "weight_decay" and value is not None:
+        _require_like(1.0, value, key, where)
+    elif default is not inspect.Parameter.empty and default is not None:
+        _require_like(default, value, key, where)
+
+
+def _require_like(default: Any, value: Any, key: str, where: str) -> None:
+    """A value of a default's kind; numbers are whole or not as one likes."""
+    if isinstance(default, tuple | list):
+        if not isinstance(value, list):
+            raise UserError(f"{where}: '{key}' must be a list, not {shown(value)}")
+        for item in value if default else ():
+            _require_like(default[0], item, key, where)
+        return
+    kinds = ((bool, bool, "true or false"), (int | float, int | float, "a number"), (str, str, "text"))
+    for of_default, of_value, words in kinds:
+        if isinstance(default, of_default):
+            if not isinstance(value, of_value) or isinstance(value, bool) > isinstance(default, bool):
+                raise UserError(f"{where}: '{key}' must be {words}, not {shown(value)}")
+            return
+
+
+def _require_whole(value: Any, key: str, where: str) -> None:
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where}: '{key}' must be a whole number from 1, not {shown(value)}")
+
+
+def _refuse_unknown(tree: dict[str, Any], known: tuple[str, ...], prefix: str, where: str) -> None:
+    for key in tree:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{prefix}{key}': {did_you_mean(str(key), list(known))}")
+
+
+def _require(tree: dict[str, Any], keys: tuple[str, ...] | list[str], prefix: str, where: str) -> None:
+    for key in keys:
+        if key not in tree:
+            raise UserError(f"{where}: key '{prefix}{key}' is missing")
+
+
+def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a config with its key."""
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            name = f"{prefix}.{key}".lstrip(".") if isinstance(tree, dict) else f"{prefix}[{key}]"
+            yield from _numbers(value, name)
+    elif isinstance(tree, int | float):
+        yield prefix, tree
