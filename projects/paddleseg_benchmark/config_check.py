@@ -18,6 +18,12 @@ from paddleseg.cvlibs import manager
 
 SECTIONS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model")
 KEYS = ("batch_size", "iters", *SECTIONS)
+UNUSED = {
+    "test_config": "evaluation here is of whole pictures at one scale",
+    "to_static_training": "run_matrix.py measures graphs",
+    "distill_loss": "nothing is distilled here",
+}
+"""Keys of PaddleSeg that nothing here reads, and why; to ignore them would be to train something else."""
 _ALWAYS_IN_A_DATASET = ("dataset_root", "mode", "transforms")
 _WARM_UP = ("warmup_iters", "warmup_start_lr")  # paddleseg's own keys of every schedule
 _LARGEST = 2**63
@@ -31,6 +37,8 @@ def check(tree: dict[str, Any], where: str) -> None:
     Raises:
         UserError: A key that is unknown or missing, a value of another kind, a `type` that paddleseg does not have.
     """
+    for key in tree.keys() & UNUSED:
+        raise UserError(f"{where}: '{key}' has no effect here ({UNUSED[key]}): take it out")
     _refuse_unknown(tree, KEYS, "", where)
     _require(tree, KEYS, "", where)
     for key, value in _numbers(tree):
