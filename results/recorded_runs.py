@@ -98,6 +98,11 @@ class RecordedRun:
         return bool(self.env.get("backbone_weights_sha256") or model.get("backbone_weights"))
 
     @property
+    def is_finetuned(self) -> bool:
+        """Whether training began from a trained network."""
+        return bool(self.env.get("finetune_sha256") or self.config.get("model", {}).get("finetune"))
+
+    @property
     def iters(self) -> int:
         """The last step that was evaluated in training."""
         return self.series[0].last.step

@@ -144,6 +144,9 @@ def _remarks(run: RecordedRun) -> list[str]:
     if run.has_backbone_weights:
         digest = run.env.get("backbone_weights_sha256", "not recorded")
         lines.append(f"it started from backbone weights, SHA-256 {digest}: model.backbone_weights names the file")
+    if run.is_finetuned:
+        digest = run.env.get("finetune_sha256", "not recorded")
+        lines.append(f"it started from a trained network, SHA-256 {digest}: model.finetune names the file")
     return lines
 
 

@@ -225,6 +225,8 @@ def _compare(row: TableRow, reference: Reference) -> Comparison:
     reasons = []
     if row.runs and row.scope != "full":
         reasons.append(f"{row.scope} run")
+    if any(run.is_finetuned for run in row.runs):
+        reasons.append("ours starts from a trained network")
     if reference.split != row.split:
         reasons.append(f"{reference.split} split there, {row.split} here")
     if reference.why:

@@ -129,11 +129,13 @@ def test_a_row_that_was_not_run_prints_what_it_takes(tree, capsys):
 
 
 def test_what_makes_a_run_hard_to_repeat_is_said(tree, capsys):
-    write_run(tree / "results/runs/stdc_seg", command="train.py --resume --extend", backbone_weights_sha256="ab" * 32)
+    started_from = {"backbone_weights_sha256": "ab" * 32, "finetune_sha256": "cd" * 32}
+    write_run(tree / "results/runs/stdc_seg", command="train.py --resume --extend", **started_from)
     main(["stdc_seg/quickstart"], tree)
     output = capsys.readouterr().out
     assert "changed its length on the way" in output
     assert "backbone weights, SHA-256 abab" in output
+    assert "trained network, SHA-256 cdcd" in output
 
 
 def test_rows_that_are_missing_are_a_difference(tmp_path):

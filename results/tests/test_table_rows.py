@@ -97,6 +97,7 @@ def test_a_small_difference_of_one_seed_is_called_none(tmp_path):
     [
         ({"scope": "reduced"}, {}, "reduced run"),
         ({"scope": "full", "scores": (60.0,)}, {}, "reduced run"),  # 100 of 300 iterations, whatever it says
+        ({"scope": "full", "finetune_sha256": "ab" * 32}, {}, "ours starts from a trained network"),
         ({"scope": "full", "protocol": "ms"}, {}, f"measured as '{PROTOCOL}' there"),
         ({"scope": "full"}, {"measured_as": None, "why": "another crop"}, "another crop"),
     ],
