@@ -20,7 +20,7 @@ def tensors_to_take(
 ) -> list[str]:
     """The names of the tensors that a network of other classes takes from a checkpoint, in its own order.
 
-    A tensor may begin anew only where the number of classes is in its shape, and nothing else differs.
+    A tensor may begin anew only where its shape has the number of classes, or a multiple, and nothing else differs.
 
     Args:
         where: The checkpoint, for errors.
@@ -54,5 +54,5 @@ def said(where: str | os.PathLike, wanted: Mapping[str, Shape], taken: list[str]
 
 def _differ_by_classes(stored: Shape, wanted: Shape, stored_classes: int, wanted_classes: int) -> bool:
     return len(stored) == len(wanted) and all(
-        a == b or (a, b) == (stored_classes, wanted_classes) for a, b in zip(stored, wanted, strict=True)
+        a == b or a * wanted_classes == b * stored_classes for a, b in zip(stored, wanted, strict=True)
     )

@@ -13,6 +13,7 @@ Rows are appended and flushed one by one, so a killed run keeps what it had; a h
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.cli import UserError, shown
-from common.files import atomic_write
+from common.files import atomic_write, sha256_of
 from common.metrics import ConfusionMatrix
 
 import numpy as np
@@ -76,6 +77,18 @@ class RunLog:
             "eval.csv": EVAL_COLUMNS,
             "per_class.csv": PER_CLASS_COLUMNS,
         }
+
+    def start_digests(self, resumed: bool, **files: str | None) -> dict[str, str | None]:
+        """What the run starts from, for env.json: the SHA-256 of `finetune` as "finetune_sha256", None without a file.
+
+        A resumed run keeps what its env.json says: the file may be gone, or another by now.
+        """
+        if not resumed:
+            return {f"{name}_sha256": sha256_of(path) if path else None for name, path in files.items()}
+        env = {}
+        with contextlib.suppress(OSError, ValueError):  # a checkpoint that lies without its run's files
+            env = dict(json.loads((self.folder / "env.json").read_text(encoding="utf-8")))
+        return {f"{name}_sha256": env.get(f"{name}_sha256") for name in files}
 
     def start(self, config_text: str, env: Mapping[str, Any]) -> None:
         """Writes config.yaml and env.json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import UserError
@@ -37,11 +38,24 @@ def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std:
     *inputs, sha256 = _read(card, Path(weights).name)
     if Path(weights).is_file() and sha256 not in (None, sha256_of(weights)):
         raise UserError(f"{weights}: not the file that {card.name} describes (sha256): copy or convert it again")
-    for name, given, expected in zip(("mean", "std"), (mean, std), inputs, strict=True):
-        if len(given) != len(expected) or any(abs(a - b) > CLOSE for a, b in zip(given, expected, strict=True)):
+    require_same_statistics(f"{weights} ({card.name})", inputs, (mean, std))
+
+
+def require_same_statistics(
+    where: str | os.PathLike, trained: Sequence[Sequence[float]], given: Sequence[Sequence[float]]
+) -> None:
+    """Raises UserError unless weights were trained with the mean and std that an experiment has, up to rounding.
+
+    Args:
+        where: The weights, for the error.
+        trained: Their mean and std.
+        given: The experiment's.
+    """
+    for name, ours, theirs in zip(("mean", "std"), given, trained, strict=True):
+        if len(ours) != len(theirs) or any(abs(a - b) > CLOSE for a, b in zip(ours, theirs, strict=True)):
             raise UserError(
-                f"{weights}: trained with {name} {list(expected)} ({card.name}), the experiment has {list(given)}: "
-                f"set data.{name}={str(list(expected)).replace(' ', '')}"
+                f"{where}: trained with {name} {list(theirs)}, the experiment has {list(ours)}: "
+                f"set its data.{name} to {list(theirs)}"
             )
 
 

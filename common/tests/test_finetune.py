@@ -15,6 +15,12 @@ def test_what_has_the_number_of_classes_in_its_shape_begins_anew():
     assert said("w", WANTED, taken) == "w: loaded 2 of 4 tensors; begin anew: head.weight, head.bias"
 
 
+def test_a_multiple_of_the_number_of_classes_is_one_too():
+    """DUpsampling gives each class scale x scale values."""
+    stored, wanted = {"up.weight": (19 * 16, 64)}, {"up.weight": (3 * 16, 64)}
+    assert tensors_to_take("w", stored | STORED, wanted | WANTED, 19, 3) == ["backbone.weight", "steps"]
+
+
 def test_of_the_same_number_of_classes_all_is_taken():
     taken = tensors_to_take("w", STORED, STORED, 19, 19)
     assert taken == list(STORED)

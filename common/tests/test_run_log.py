@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 
@@ -159,3 +160,15 @@ def test_a_row_after_a_half_written_one_stands_in_a_line_of_its_own(left, tmp_pa
     log.log_train({"step": 7, "loss": 0.25})
     before = ["1,0.5"] if "1,0.5" in left else []
     assert (tmp_path / "train.csv").read_text().splitlines() == ["step,loss", *before, "7,0.25"]
+
+
+def test_a_run_keeps_the_digests_of_what_it_started_from(tmp_path):
+    log, weights = RunLog(tmp_path / "run"), tmp_path / "w.safetensors"
+    weights.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    digests = log.start_digests(False, backbone_weights=None, finetune=str(weights))
+    assert digests == {"backbone_weights_sha256": None, "finetune_sha256": digest}
+    log.start("", digests)
+    weights.unlink()
+    assert RunLog(tmp_path / "run").start_digests(True, backbone_weights=None, finetune=str(weights)) == digests
+    assert RunLog(tmp_path / "other").start_digests(True, finetune="w") == {"finetune_sha256": None}

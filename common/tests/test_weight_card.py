@@ -27,8 +27,12 @@ def test_the_same_statistics_pass_and_so_does_a_file_without_card(tmp_path):
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ((0.5, 0.5, 0.5), STD, r"trained with mean \[0.485, 0.456, 0.406\] .*: set data.mean=\[0.485,0.456,0.406\]"),
-        (MEAN, (1.0, 1.0, 1.0), r"the experiment has \[1.0, 1.0, 1.0\]: set data.std=\[0.229,0.224,0.225\]"),
+        (
+            (0.5, 0.5, 0.5),
+            STD,
+            r"card\.yaml\): trained with mean \[0.485, 0.456, 0.406\], .*: set its data.mean to",
+        ),
+        (MEAN, (1.0, 1.0, 1.0), r"the experiment has \[1.0, 1.0, 1.0\]: set its data\.std to \[0.229, 0.224, 0.225\]"),
     ],
 )
 def test_other_statistics_stop_with_the_words_to_add(tmp_path, mean, std, message):

@@ -29,6 +29,11 @@ class ModelConfig:
     backbone: str | None  # null: the network's default, or none where the network has no separate one
     backbone_weights: str | None = None  # a local file of ImageNet weights; null: random weights
     output_stride: int | None = None  # of the backbone's last features; null: the network's own
+    finetune: str | None = None  # a checkpoint of train.py to start from, of these or other classes; null: none
+
+    def __post_init__(self) -> None:
+        one = self.finetune is None or self.backbone_weights is None
+        _require(one, "finetune", "null with backbone_weights: give one of the two")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ FLAG_KEYS = {
     "model": "model.name",
     "backbone": "model.backbone",
     "backbone_weights": "model.backbone_weights",
+    "finetune": "model.finetune",
     "lr": "optimizer.learning_rate",
     "momentum": "optimizer.momentum",
     "weight_decay": "optimizer.weight_decay",
@@ -65,6 +66,8 @@ def _add_experiment(group: argparse._ArgumentGroup) -> None:
     add("--backbone", metavar="NAME", help="its backbone (default: the network's first)")
     weights_help = "local ImageNet weights of the backbone, .safetensors or .pth (default: random weights)"
     add("--backbone-weights", metavar="FILE", help=weights_help)
+    finetune_help = "start from a checkpoint of train.py, of these or other classes (default: not)"
+    add("--finetune", metavar="FILE", help=finetune_help)
     add(
         "--seed", type=int, metavar="N", help="seed of weights, order, augmentation and dropout (default: the config's)"
     )

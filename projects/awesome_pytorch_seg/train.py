@@ -25,6 +25,7 @@ from awesome_pytorch_seg.checkpoint import (
     TrainState,
     build_network,
     load_average,
+    load_for_finetune,
     load_model,
     load_optimizer,
     memory_layout,
@@ -147,6 +148,9 @@ class Trainer:
                 if isinstance(layer, DUpsampling):
                     pieces = label_pieces(self.train_set, self.config)
                     layer.learn_from_labels(torch.from_numpy(piece) for piece in pieces)
+        if config.finetune and self.plan.checkpoint is None:
+            data, names = self.config.data, self.labels.class_names
+            processes.say(load_for_finetune(config.finetune, network, names, data.mean, data.std))
         if processes.world_size() > 1 and self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return network

@@ -7,7 +7,6 @@ from typing import Any
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.runs import RunPlan
-from common.files import sha256_of
 from common.list_dataset import ListDataset
 from common.run_log import Evaluation, RunLog, environment
 from common.typed_config import config_to_text
@@ -78,8 +77,7 @@ def describe_run(
     plan: RunPlan, train_set: ListDataset, val_set: ListDataset, model: nn.Module, step: int
 ) -> dict[str, Any]:
     """What env.json says of a run that starts or goes on at `step`."""
-    config = plan.config
-    weights = config.model.backbone_weights
+    config, log, resumed = plan.config, RunLog(plan.folder), plan.checkpoint is not None
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return environment(
         ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
@@ -95,6 +93,6 @@ def describe_run(
         device=parameters[0].device.type,
         torch_threads=torch.get_num_threads(),
         trainable_parameters=sum(parameter.numel() for parameter in parameters),
-        backbone_weights_sha256=sha256_of(weights) if weights else None,
+        **log.start_digests(resumed, backbone_weights=config.model.backbone_weights, finetune=config.model.finetune),
         resumed_at_step=step,
     )

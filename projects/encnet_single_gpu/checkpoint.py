@@ -14,6 +14,8 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
+from common.finetune import said, tensors_to_take
+from common.weight_card import require_same_statistics
 from common.weight_header import header_from_json, require_classes
 from encnet_single_gpu.optimizer import WeightAverage
 
@@ -112,6 +114,32 @@ def load_evaluated(path: str | os.PathLike, model: nn.Module, class_names: tuple
     if average:
         _fill(model, average, path)
     return state
+
+
+def load_for_finetune(
+    path: str | os.PathLike,
+    model: nn.Module,
+    class_names: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> str:
+    """Fills a network from the weights that are evaluated of a checkpoint of these or other classes.
+
+    Tensors whose shapes hold another number of classes stay as they are; the optimizer begins anew.
+
+    Returns:
+        What was taken, as a line for the user.
+
+    Raises:
+        UserError: No checkpoint of this project, one of another network, or of another mean or std.
+    """
+    state = read_state(path)
+    require_same_statistics(path, (state.mean, state.std), (mean, std))
+    stored, own = _tensors(path, "average.") or _tensors(path, "model."), model.state_dict()
+    stored_shapes, shapes = ({name: tuple(value.shape) for name, value in x.items()} for x in (stored, own))
+    taken = tensors_to_take(path, stored_shapes, shapes, len(state.class_names), len(class_names))
+    _fill(model, {**own, **{name: stored[name] for name in taken}}, path)
+    return said(path, shapes, taken)
 
 
 def load_average(path: str | os.PathLike, average: WeightAverage) -> None:

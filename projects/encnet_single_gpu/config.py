@@ -18,9 +18,9 @@ from common.typed_config import load_config
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
-def key(meaning: str, source: str = "ours") -> Any:
-    """A field without default: what it means and its unit, and where the recipes' values come from."""
-    return dataclasses.field(metadata={"meaning": meaning, "source": source})
+def key(meaning: str, source: str = "ours", default: Any = dataclasses.MISSING) -> Any:
+    """A field: what it means and its unit, where the recipes' values come from, and what files without it mean."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "source": source})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,13 @@ class ModelConfig:
     backbone_weights: str | None = key(
         "local ImageNet weights of the backbone, .safetensors or .pth; null: random weights"
     )
+    finetune: str | None = key(
+        "start from a checkpoint of train.py, of these or other classes; null: not", default=None
+    )
+
+    def __post_init__(self) -> None:
+        one = self.finetune is None or self.backbone_weights is None
+        _require(one, "finetune", "null with backbone_weights: give one of the two")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,5 +105,5 @@ def _metavar(key: str, annotation: str) -> str:
     if choices:
         return "|".join([*choices, "null"] if "None" in annotation else choices)
     words = {"bool": "true|false", "int": "N", "float": "X"}
-    text = "FILE" if key.endswith(("_weights", "_list")) else "NAME"
+    text = "FILE" if key.endswith(("_weights", "_list", ".finetune")) else "NAME"
     return next((word for kind, word in words.items() if kind in annotation), text)

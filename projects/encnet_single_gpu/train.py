@@ -21,13 +21,20 @@ import time
 from pathlib import Path
 
 from common.cli import UserError, run_command
-from common.files import atomic_write, sha256_of
+from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import ValidPixels
 from common.typed_config import config_to_text
 from common.weight_card import require_same_input
-from encnet_single_gpu.checkpoint import TrainState, load_average, load_model, load_optimizer, save_checkpoint
+from encnet_single_gpu.checkpoint import (
+    TrainState,
+    load_average,
+    load_for_finetune,
+    load_model,
+    load_optimizer,
+    save_checkpoint,
+)
 from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
 from encnet_single_gpu.eval import EvalProtocol, evaluate
 from encnet_single_gpu.flags import parse_args
@@ -68,6 +75,9 @@ class Trainer:
                 raise UserError(f"{config.model.name} has no backbone: leave --backbone-weights out")
             require_same_input(config.model.backbone_weights, config.data.mean, config.data.std)
             load_backbone(model.backbone, config.model.backbone_weights)
+        if config.model.finetune and plan.checkpoint is None:
+            data, names = config.data, self.labels.class_names
+            print(load_for_finetune(config.model.finetune, model, names, data.mean, data.std), flush=True)
         self.model = model.to(device, memory_format=self.layout)
         self.network = torch.compile(self.model) if config.train.compile else self.model
         self.loss = SegmentationLoss(config.loss).to(device)
@@ -229,7 +239,7 @@ class Trainer:
 
     def _start_log(self) -> None:
         self.log.trim(self.step)
-        weights = self.config.model.backbone_weights
+        model, resumed = self.config.model, self.plan.checkpoint is not None
         env = environment(
             ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
             project="encnet_single_gpu",
@@ -244,7 +254,7 @@ class Trainer:
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             torch_threads=torch.get_num_threads(),
             trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            backbone_weights_sha256=sha256_of(weights) if weights else None,
+            **self.log.start_digests(resumed, backbone_weights=model.backbone_weights, finetune=model.finetune),
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)

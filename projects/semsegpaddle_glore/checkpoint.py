@@ -15,8 +15,12 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
+from common.finetune import said, tensors_to_take
 from common.pdparams import read_pdparams
+from common.typed_config import config_from_text
+from common.weight_card import require_same_statistics
 from common.weight_header import header_from_json, require_classes
+from semsegpaddle_glore.config import Config
 
 import numpy as np
 import paddle
@@ -25,6 +29,7 @@ import safetensors.numpy
 from paddle import nn
 
 FORMAT = "segrepro-semsegpaddle_glore-1"
+WORD_VECTORS = "decode_head.word_embeddings"  # of GINet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +142,42 @@ def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
     wanted = backbone.state_dict()
     prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""
     _fill(backbone, {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}, path)
+
+
+def load_for_finetune(
+    path: str | os.PathLike,
+    model: nn.Layer,
+    class_names: tuple[str, ...],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> str:
+    """Fills the model from a checkpoint of these or other classes; what depends on their number begins anew.
+
+    Word vectors are of the classes: they are the network's own, never the checkpoint's.
+
+    Args:
+        path: The checkpoint.
+        model: The network to be trained.
+        class_names: Its classes, by train id.
+        mean: Of RGB pictures scaled to 0..1, as the experiment has it.
+        std: Likewise.
+
+    Returns:
+        What was taken, as a line for the user.
+
+    Raises:
+        UserError: No checkpoint of this project, one of another network, or of other mean and std.
+    """
+    state = read_state(path)
+    trained = config_from_text(Config, state.config_text, f"config in {path}").data
+    require_same_statistics(path, (trained.mean, trained.std), (mean, std))
+    wanted = {name: _float32(value) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in wanted.items() if name != WORD_VECTORS}
+    stored = read_tensors(path, "model.")
+    stored_shapes = {name: value.shape for name, value in stored.items() if name != WORD_VECTORS}
+    taken = tensors_to_take(path, stored_shapes, shapes, len(state.class_names), len(class_names))
+    _fill(model, wanted | {name: stored[name] for name in taken}, path)
+    return said(path, shapes, taken)
 
 
 def read_tensors(path: str | os.PathLike, prefix: str = "") -> dict[str, np.ndarray]:

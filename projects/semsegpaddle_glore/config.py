@@ -36,12 +36,15 @@ class ModelConfig:
     output_stride: int | None  # 8, 16 or 32: dilation in place of stride; null = the default of build_model
     multi_grid: tuple[int, int, int] | None  # dilation factors of the last ResNet stage's blocks; null = none
     word_embeddings: str | None  # of ginet: a file of word vectors in GloVe's text format, see word_vectors_file()
+    finetune: str | None = None  # a checkpoint of train.py, of these or other classes, to start from; null = not
 
     def __post_init__(self) -> None:
         _require(self.output_stride in (None, 4, 8, 16, 32), "output_stride", "8, 16, 32, 4 (HRNet) or null")
         _require(self.multi_grid is None or min(self.multi_grid) >= 1, "multi_grid", "three factors of 1 or more")
         if self.name == "ginet" and self.word_embeddings is None:
             raise UserError("word_embeddings is missing: ginet needs word vectors, a file such as glove.6B.300d.txt")
+        if self.finetune is not None and self.backbone_weights is not None:
+            raise UserError("finetune and backbone_weights both say where to start: give one of the two")
 
 
 @dataclasses.dataclass(frozen=True)

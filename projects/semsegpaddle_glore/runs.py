@@ -52,6 +52,8 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         UserError: A config mistake, nothing to resume, or a resumed run asked to be another experiment.
     """
     if args.resume is not None:
+        if args.finetune is not None:
+            raise UserError("--finetune starts a run and --resume goes on with one: give one of the two")
         folder, checkpoint = _find_run(args.resume, args.output)
         if folder is not None:
             return _plan_resume(args, folder, checkpoint)
@@ -89,6 +91,8 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     for key in ("seed", "amp", "accumulate"):
         if getattr(args, key) is not None:
             overrides.append(f"train.{key}={getattr(args, key)}")
+    if args.finetune is not None:
+        overrides.append(f"model.finetune={args.finetune}")
     config = read_config(name, overrides)
     if args.use_mpio and config.train.num_workers == 0:
         overrides.append(f"train.num_workers={LOADER_THREADS}")

@@ -21,13 +21,20 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write, sha256_of
+from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import BatchLoader, ValidPixels
 from common.typed_config import config_to_text
 from common.weight_card import require_same_input
-from semsegpaddle_glore.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
+from semsegpaddle_glore.checkpoint import (
+    TrainState,
+    load_backbone,
+    load_for_finetune,
+    load_model,
+    load_optimizer,
+    save_checkpoint,
+)
 from semsegpaddle_glore.config import take_options
 from semsegpaddle_glore.data.dataset import open_list, train_stream
 from semsegpaddle_glore.data.roots import with_root
@@ -69,6 +76,9 @@ class Trainer:
         if config.model.backbone_weights and plan.checkpoint is None:
             require_same_input(config.model.backbone_weights, self.data.mean, self.data.std)
             load_backbone(config.model.backbone_weights, model.backbone)
+        if config.model.finetune and plan.checkpoint is None:
+            weights, names = config.model.finetune, self.labels.class_names
+            say(load_for_finetune(weights, model, names, self.data.mean, self.data.std))
         self.step, self.best_miou, self.best_step = 0, math.nan, 0
         self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
         state = None
@@ -158,7 +168,7 @@ class Trainer:
 
     def _start_log(self) -> None:
         self.log.trim(self.step)
-        weights = self.config.model.backbone_weights
+        model, resumed = self.config.model, self.plan.checkpoint is not None
         env = environment(
             ("paddlepaddle", "paddlepaddle-gpu", "numpy", "opencv-python-headless"),
             project="semsegpaddle_glore",
@@ -173,7 +183,7 @@ class Trainer:
             device=paddle.device.get_device(),
             precision=self.updater.amp or "fp32",
             trainable_parameters=sum(p.size for p in self.model.parameters() if not p.stop_gradient),
-            backbone_weights_sha256=sha256_of(weights) if weights else None,
+            **self.log.start_digests(resumed, backbone_weights=model.backbone_weights, finetune=model.finetune),
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)
@@ -253,6 +263,8 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     add("--cfg", "--config", dest="config", metavar="FILE", help=config_help)
     seed_help = "seed of weights, order, augmentation and dropout (default: the config's)"
     add("--seed", type=int, metavar="N", help=seed_help)
+    finetune_help = "start from a checkpoint of train.py, of these or other classes (default: not)"
+    add("--finetune", metavar="FILE", help=finetune_help)
     overrides_help = "change single keys of the config: train.batch_size=4, or TRAIN_BATCH_SIZE 4"
     add("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
     add = parser.add_argument_group("data and output").add_argument

@@ -15,7 +15,9 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
+from common.finetune import said, tensors_to_take
 from common.pdparams import read_pdparams
+from common.weight_card import require_same_statistics
 from common.weight_header import header_from_json, require_classes
 
 import numpy as np
@@ -123,6 +125,39 @@ def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
     wanted = backbone.state_dict()
     prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""
     _fill(backbone, {name: tensors[prefix + name] for name in wanted if prefix + name in tensors}, path)
+
+
+def load_for_finetune(
+    path: str | os.PathLike,
+    model: nn.Layer,
+    class_names: tuple[str, ...],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> str:
+    """Fills the model from a checkpoint of these or other classes; what depends on their number begins anew.
+
+    Args:
+        path: The checkpoint.
+        model: The network to be trained.
+        class_names: Its classes, by train id.
+        mean: Of RGB pictures scaled to 0..1, as the experiment has it.
+        std: Likewise.
+
+    Returns:
+        What was taken, as a line for the user.
+
+    Raises:
+        UserError: No checkpoint of this project, one of another network, or of other mean and std.
+    """
+    state = read_state(path)
+    require_same_statistics(path, (state.mean, state.std), (mean, std))
+    wanted = {name: _to_numpy(value) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    stored = _tensors(path, "model.")
+    stored_shapes = {name: value.shape for name, value in stored.items()}
+    taken = tensors_to_take(path, stored_shapes, shapes, len(state.class_names), len(class_names))
+    _fill(model, wanted | {name: stored[name] for name in taken}, path)
+    return said(path, shapes, taken)
 
 
 def _refuse_other_moments(

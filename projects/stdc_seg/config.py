@@ -24,6 +24,11 @@ class ModelConfig:
     backbone_weights: (
         str | None
     )  # file with ImageNet weights of the backbone (.safetensors or .pdparams); null = random
+    finetune: str | None = None  # a checkpoint of train.py, of these or other classes, to start from; null = not
+
+    def __post_init__(self) -> None:
+        if self.finetune is not None and self.backbone_weights is not None:
+            raise UserError("finetune and backbone_weights both say where to start: give one of the two")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,10 +52,12 @@ def plan_run(args: argparse.Namespace) -> RunPlan:
         UserError: A config mistake, nothing to resume, or a resumed run asked to be another experiment.
     """
     if args.resume is not None:
+        if args.finetune is not None:
+            raise UserError("--finetune starts a run and --resume goes on with one: give one of the two")
         folder, checkpoint = _find_run(args.resume, args.output)
         if folder is not None:
             return _plan_resume(args, folder, checkpoint)
-        _say(f"no run under {args.output} yet: starting one")
+        say(f"no run under {args.output} yet: starting one")
     name = args.config or _default_config(args.data)
     config = _config_of(args, name)
     config_name = Path(name).name.removesuffix(".yaml")
@@ -70,6 +72,12 @@ def join_processes() -> None:
         dist.init_parallel_env()
 
 
+def say(message: str) -> None:
+    """Prints a line, in one process of a distributed run."""
+    if dist.get_rank() == 0:
+        print(message, flush=True)
+
+
 def say_batch(plan: RunPlan) -> None:
     """Prints how an update is cut over processes and micro-batches, and how its batch differs from the recipe's."""
     train, rate = plan.config.train, plan.config.optimizer.learning_rate
@@ -79,9 +87,9 @@ def say_batch(plan: RunPlan) -> None:
     cut = f" = {' x '.join(factors)} x {pictures} pictures" if factors else ""
     other = plan.recipe_batch not in (None, train.batch_size)
     recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
-    _say(f"batch {train.batch_size}{cut}, learning rate {rate:g}{recipe}")
+    say(f"batch {train.batch_size}{cut}, learning rate {rate:g}{recipe}")
     if train.accumulate > 1:
-        _say("batch normalisation: the statistics of each micro-batch, not of the batch")
+        say("batch normalisation: the statistics of each micro-batch, not of the batch")
 
 
 def _config_of(args: argparse.Namespace, name: str) -> Config:
@@ -89,6 +97,8 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     for key in ("seed", "accumulate"):
         if getattr(args, key) is not None:
             overrides.append(f"train.{key}={getattr(args, key)}")
+    if args.finetune is not None:
+        overrides.append(f"model.finetune={args.finetune}")
     config = read_config(name, overrides)
     if args.iters is None:
         return config
@@ -114,7 +124,7 @@ def _plan_resume(args: argparse.Namespace, folder: Path, checkpoint: Path | None
         _refuse_other_experiment(config, args, config_name)
     if args.iters is not None and args.iters != config.train.iters:
         config = _extend(config, args, step)
-    _say(f"resuming {folder} at step {step} of {config.train.iters}")
+    say(f"resuming {folder} at step {step} of {config.train.iters}")
     return RunPlan(config, config_name, folder, checkpoint, args.data, is_finished=step >= config.train.iters)
 
 
@@ -143,7 +153,7 @@ def _extend(config: Config, args: argparse.Namespace, step: int) -> Config:
         raise UserError(f"this run was planned otherwise, --iters changes it {change}: add --extend if you mean it")
     if args.iters < step:
         raise UserError(f"the run is at step {step} already, --iters {args.iters} is less: give more")
-    _say(f"extended {change}")
+    say(f"extended {change}")
     return dataclasses.replace(config, train=dataclasses.replace(config.train, iters=args.iters))
 
 
@@ -168,9 +178,9 @@ def _default_config(data_root: str | None) -> str:
     """The config that train.py runs when none is named."""
     root = find_root(data_root or "data/cityscapes")
     if data_root is not None or root is not None:
-        _say(f"taking {root or data_root} for Cityscapes: config {CITYSCAPES_CONFIG}")
+        say(f"taking {root or data_root} for Cityscapes: config {CITYSCAPES_CONFIG}")
         return CITYSCAPES_CONFIG
-    _say("no data/cityscapes here: training on the embedded data, config quickstart")
+    say("no data/cityscapes here: training on the embedded data, config quickstart")
     return "quickstart"
 
 
@@ -188,8 +198,3 @@ def _new_folder(output: Path, name: str) -> Path:
 
 def _numbered(output: Path, name: str, number: int) -> Path:
     return output / (name if number == 1 else f"{name}_{number}")
-
-
-def _say(message: str) -> None:
-    if dist.get_rank() == 0:
-        print(message, flush=True)

@@ -19,13 +19,20 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write, sha256_of
+from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.train_stream import BatchLoader, ValidPixels
 from common.typed_config import config_to_text
 from common.weight_card import require_same_input
-from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, save_checkpoint
+from stdc_seg.checkpoint import (
+    TrainState,
+    load_backbone,
+    load_for_finetune,
+    load_model,
+    load_optimizer,
+    save_checkpoint,
+)
 from stdc_seg.data.dataset import open_list, train_stream
 from stdc_seg.data.roots import with_root
 from stdc_seg.eval import evaluate
@@ -34,7 +41,7 @@ from stdc_seg.lr_schedule import learning_rate
 from stdc_seg.models import STDCSeg, build_model
 from stdc_seg.models.layers import refuse_single_value_batch_norm
 from stdc_seg.optimizer import build_optimizer
-from stdc_seg.runs import RunPlan, join_processes, plan_run, say_batch
+from stdc_seg.runs import RunPlan, join_processes, plan_run, say, say_batch
 from stdc_seg.updates import add_gradients
 
 import numpy as np
@@ -65,6 +72,9 @@ class Trainer:
         if config.model.backbone_weights and plan.checkpoint is None:
             require_same_input(config.model.backbone_weights, self.data.mean, self.data.std)
             load_backbone(config.model.backbone_weights, self.model.backbone)
+        if config.model.finetune and plan.checkpoint is None:
+            weights, names = config.model.finetune, self.labels.class_names
+            say(load_for_finetune(weights, self.model, names, self.data.mean, self.data.std))
         self.loss = STDCSegLoss(config.loss)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.step, self.best_miou, self.best_step = 0, math.nan, 0
@@ -160,7 +170,7 @@ class Trainer:
 
     def _start_log(self) -> None:
         self.log.trim(self.step)
-        weights = self.config.model.backbone_weights
+        model, resumed = self.config.model, self.plan.checkpoint is not None
         env = environment(
             ("paddlepaddle", "paddlepaddle-gpu", "numpy", "opencv-python-headless"),
             project="stdc_seg",
@@ -174,7 +184,7 @@ class Trainer:
             processes=dist.get_world_size(),
             device=paddle.device.get_device(),
             trainable_parameters=sum(p.size for p in self.model.parameters() if not p.stop_gradient),
-            backbone_weights_sha256=sha256_of(weights) if weights else None,
+            **self.log.start_digests(resumed, backbone_weights=model.backbone_weights, finetune=model.finetune),
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)
@@ -249,6 +259,8 @@ def parse_args() -> argparse.Namespace:
     config_help = "YAML file, or the name of one in configs/ (default: as above, by what lies in data/cityscapes)"
     add("--config", metavar="FILE", help=config_help)
     add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation (default: the config's)")
+    finetune_help = "start from a checkpoint of train.py, of these or other classes (default: not)"
+    add("--finetune", metavar="FILE", help=finetune_help)
     overrides_help = "change single keys of the config: train.batch_size=4"
     add("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
     add = parser.add_argument_group("data and output").add_argument

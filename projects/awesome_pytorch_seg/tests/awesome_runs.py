@@ -73,7 +73,7 @@ def without_new_keys(config_text):
     """A config as the first version wrote it."""
     config = yaml.safe_load(config_text)
     new = {
-        "model": ("backbone_weights", "output_stride"),
+        "model": ("backbone_weights", "output_stride", "finetune"),
         "augment": ("base_size", "blur_probability"),
         "train": ("accumulate", "compile"),
         "eval": ("window", "stride", "centre_crop"),

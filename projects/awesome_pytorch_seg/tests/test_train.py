@@ -299,7 +299,7 @@ def test_pictures_are_normalised_as_the_backbones_weights_expect(data, tmp_path,
     halves = ("data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]")
     assert warning not in train(data, tmp_path / "c", 2, *words, "--backbone-weights", file, *halves)
     card_of(file).write_text("input: {mean: [0.1, 0.2, 0.3], std: [0.5, 0.5, 0.5]}\n")
-    with pytest.raises(UserError, match=r"trained with mean \[0.1, 0.2, 0.3\].*set data.mean=\[0.1,0.2,0.3\]"):
+    with pytest.raises(UserError, match=r"trained with mean \[0.1, 0.2, 0.3\].*set its data.mean to \[0.1, 0.2, 0.3\]"):
         train(data, tmp_path / "d", 2, *words, "--backbone-weights", file, *halves)
 
 

@@ -126,6 +126,7 @@ def test_help_says_of_every_option_what_it_is_and_its_default():
     assert values["--scope"] == "full|reduced|smoke"
     assert (values["--compile"], values["--crop-size"], values["--power"]) == ("true|false", "N", "X")
     assert (values["--model"], values["--train-list"], values["--backbone-weights"]) == ("NAME", "FILE", "FILE")
+    assert values["--finetune"] == "FILE"
 
 
 def test_options_are_unique():

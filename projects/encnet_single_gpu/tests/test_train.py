@@ -416,5 +416,5 @@ def test_the_backbone_it_started_from_is_in_the_runs_environment(data, tmp_path)
     trained = safetensors.torch.load_file(folder / "best.safetensors")
     assert torch.allclose(trained["model.backbone.0.weight"], weights["0.weight"], atol=1e-7)
     card_of(tmp_path / "backbone.pth").write_text("input: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}\n")
-    with pytest.raises(UserError, match=r"trained with mean \[0.5, 0.5, 0.5\].*set data.mean=\[0.5,0.5,0.5\]"):
+    with pytest.raises(UserError, match=r"trained with mean \[0.5, 0.5, 0.5\].*set its data.mean to \[0.5, 0.5, 0.5\]"):
         train(data, tmp_path / "other", 1, "--backbone-weights", tmp_path / "backbone.pth")

@@ -23,14 +23,14 @@ SMALL = (
 CLASSES = ("one", "two", "three")
 
 
-def write_data(root, count=6, size=(72, 80)):
+def write_data(root, count=6, size=(72, 80), names=CLASSES):
     """Pictures of coloured squares with their labels, 2/3 in train.txt and the rest in val.txt."""
     rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
-    colors = rng.integers(0, 256, (len(CLASSES), 3))
+    colors = rng.integers(0, 256, (len(names), 3))
     lines = []
     for i in range(count):
-        blocks = rng.integers(0, len(CLASSES), (-(-size[0] // 24), -(-size[1] // 24))).astype(np.uint8)
+        blocks = rng.integers(0, len(names), (-(-size[0] // 24), -(-size[1] // 24))).astype(np.uint8)
         label = blocks.repeat(24, 0).repeat(24, 1)[: size[0], : size[1]]
         noise = rng.normal(0, 20, (*size, 3))
         cv2.imwrite(str(root / f"{i}.png"), np.clip(colors[label] + noise, 0, 255).astype(np.uint8))
@@ -39,8 +39,8 @@ def write_data(root, count=6, size=(72, 80)):
     split = count * 2 // 3
     (root / "train.txt").write_text("".join(lines[:split]))
     (root / "val.txt").write_text("".join(lines[split:]))
-    (root / "classes.yaml").write_text(f"name: squares\nclasses: [{', '.join(CLASSES)}]\n")
-    (root / "vectors.txt").write_text("one 1 0 0 0\ntwo 0 1 0 0\nthree 0 0 1 0.5\n")
+    (root / "classes.yaml").write_text(f"name: squares\nclasses: [{', '.join(names)}]\n")
+    (root / "vectors.txt").write_text("one 1 0 0 0\ntwo 0 1 0 0\nthree 0 0 1 0.5\nfour 1 1 0 0\nfive 0 1 1 0\n")
     return root
 
 

@@ -359,7 +359,9 @@ def test_weights_trained_on_other_input_are_refused(data, tmp_path):
     save_file({name: value.numpy() for name, value in build_backbone("resnet18").state_dict().items()}, weights)
     card_of(weights).write_text("arch: resnet18\ninput: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}\n")
     words = [f"model.backbone_weights={weights}"]
-    with pytest.raises(UserError, match=r"w.safetensors: trained with mean .*: set data.mean=\[0.5,0.5,0.5\]"):
+    with pytest.raises(
+        UserError, match=r"w.safetensors .*: trained with mean .*: set its data.mean to \[0.5, 0.5, 0.5\]"
+    ):
         train_here(data, tmp_path, 3, *words)
     folder = train_here(data, tmp_path, 3, *words, "data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]")
     assert len(read_run(folder).train) == 3

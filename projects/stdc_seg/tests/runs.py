@@ -12,6 +12,7 @@ import numpy as np
 PROJECT = Path(__file__).parents[1]
 # One thread: the tests run two at a time on two cores, and paddle must not share them unevenly.
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+NAMES = ("one", "two", "three", "four", "five")
 SMALL = (
     *("model.name=stdc1", "data.dataset=custom", "augment.crop_size=[65, 65]", "augment.scales=[0.75, 1.0]"),
     *("optimizer.warmup_iters=2", "train.batch_size=2", "train.log_every=1", "eval.input_scale=1.0"),
@@ -33,7 +34,7 @@ def write_data(root, count=6, size=(72, 80), classes=3):
     split = count * 2 // 3
     (root / "train.txt").write_text("".join(lines[:split]))
     (root / "val.txt").write_text("".join(lines[split:]))
-    (root / "classes.yaml").write_text("name: squares\nclasses: [one, two, three]\n")
+    (root / "classes.yaml").write_text(f"name: squares\nclasses: [{', '.join(NAMES[:classes])}]\n")
     return root
 
 

@@ -249,7 +249,9 @@ def test_weights_trained_on_other_input_are_refused(data, tmp_path, monkeypatch)
     card_of(weights).write_text("arch: stdcnet813\ninput: {mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}\n")
     words = ["train.py", *map(str, train_words(data, tmp_path, 3, f"model.backbone_weights={weights}"))]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(UserError, match=r"w.safetensors: trained with mean .*: set data.mean=\[0.5,0.5,0.5\]"):
+    with pytest.raises(
+        UserError, match=r"w.safetensors .*: trained with mean .*: set its data.mean to \[0.5, 0.5, 0.5\]"
+    ):
         main()
     monkeypatch.setattr(sys, "argv", [*words, "data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]"])
     main()
