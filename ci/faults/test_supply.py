@@ -36,11 +36,33 @@ def closed(tmp_path):
     return {"PYTHONPATH": str(REPOSITORY / "ci" / "closed_network"), "NETWORK_TRIED": str(log)}, log
 
 
-def test_the_block_blocks(closed):
+@pytest.mark.parametrize("address", ["192.0.2.1", "example.org", "2001:db8::1"])
+def test_the_block_blocks(address, closed):
     env, log = closed
-    script = "import socket\nsocket.create_connection(('192.0.2.1', 80), 1)"
-    assert "the network is closed" in run_script(script, [], env=env).err
-    assert "192.0.2.1" in log.read_text()
+    outcome = run_script(f"import socket\nsocket.create_connection(('{address}', 80), 1)", [], env=env)
+    assert "the network is closed" in outcome.err
+    assert address in log.read_text()
+
+
+def test_the_block_lets_a_machine_talk_to_itself(closed):
+    """By its name, and by each address that it has, as the launchers of several processes do."""
+    env, log = closed
+    script = """
+import contextlib, socket
+addresses = ["127.0.0.1", "127.0.1.1", "localhost"]
+with contextlib.suppress(socket.gaierror):  # a machine may not know its own name
+    addresses.append(socket.gethostbyname(socket.gethostname()))
+for address in addresses:
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", 0))
+        server.listen()
+        socket.create_connection((address, server.getsockname()[1]), 5).close()
+with contextlib.suppress(socket.gaierror):
+    socket.getaddrinfo(socket.getfqdn(), 80)
+print("talked")
+"""
+    assert run_script(script, [], env=env).out == "talked\n"
+    assert log.read_text() == ""
 
 
 IMPORT_ALL = """
