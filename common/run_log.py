@@ -86,7 +86,7 @@ class RunLog:
         if not resumed:
             return {f"{name}_sha256": sha256_of(path) if path else None for name, path in files.items()}
         env = {}
-        with contextlib.suppress(OSError, ValueError):  # a checkpoint that lies without its run's files
+        with contextlib.suppress(OSError, TypeError, ValueError):  # a checkpoint that lies without its run's files
             env = dict(json.loads((self.folder / "env.json").read_text(encoding="utf-8")))
         return {f"{name}_sha256": env.get(f"{name}_sha256") for name in files}
 

@@ -149,7 +149,7 @@ class ValidPixels:
             self._require(0.01)
 
     def at_the_end(self) -> None:
-        """Judges a training that saw fewer labels.
+        """Judges a training that saw fewer labels, from its first step.
 
         Raises:
             UserError: Every pixel of every label was ignored.

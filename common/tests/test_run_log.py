@@ -172,3 +172,5 @@ def test_a_run_keeps_the_digests_of_what_it_started_from(tmp_path):
     weights.unlink()
     assert RunLog(tmp_path / "run").start_digests(True, backbone_weights=None, finetune=str(weights)) == digests
     assert RunLog(tmp_path / "other").start_digests(True, finetune="w") == {"finetune_sha256": None}
+    (tmp_path / "run" / "env.json").write_text("[1]")
+    assert RunLog(tmp_path / "run").start_digests(True, finetune="w") == {"finetune_sha256": None}

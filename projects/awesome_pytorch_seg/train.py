@@ -116,7 +116,7 @@ class Trainer:
                 if self.log is not None and (self.step % train.log_every == 0 or self.step == train.iters):
                     epoch = self.step * train.batch_size / len(self.train_set)
                     self.log.step(self.step, epoch, row, done - ready, loaded - ready)
-                if self.step == train.iters:
+                if self.step == train.iters and self.plan.checkpoint is None:  # the last labels alone judge nothing
                     valid.at_the_end()
                 self._evaluate_and_save(bar)
                 if self.best_miou >= enough:

@@ -126,7 +126,7 @@ class Trainer:
                 bar.update()
                 if self.is_main and (self.step % train.log_every == 0 or self.step == train.iters):
                     self._log_step(total, parts, rate, done - ready, loaded - ready)
-                if self.step == train.iters:
+                if self.step == train.iters and self.plan.checkpoint is None:  # the last labels alone judge nothing
                     valid.at_the_end()
                 self._evaluate_and_save(bar)
                 ready = time.perf_counter()

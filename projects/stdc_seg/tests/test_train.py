@@ -243,6 +243,19 @@ def test_a_short_run_of_ignored_labels_stops_before_it_is_evaluated(tmp_path):
     assert "mIoU" not in process.stdout
 
 
+def test_the_last_labels_of_a_resumed_run_judge_nothing(tmp_path):
+    """Else a run that was stopped before a batch without anything to learn could never end."""
+    root = write_data(tmp_path / "data")
+    assert train(root, tmp_path / "out", 3).returncode == 0
+    for line in (root / "train.txt").read_text().splitlines():
+        path = str(root / line.split(",")[1])
+        cv2.imwrite(path, np.full_like(cv2.imread(path, cv2.IMREAD_GRAYSCALE), 255))
+    folder = run_folder(tmp_path / "out")
+    process = command("train.py", "--resume", folder, "--iters", 4, "--extend", "--data", root)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert [row["step"] for row in read_run(folder).train][-1] == "4"
+
+
 def test_weights_trained_on_other_input_are_refused(data, tmp_path, monkeypatch):
     weights = tmp_path / "w.safetensors"
     save_file({name: value.numpy() for name, value in build_model("stdc1").backbone.state_dict().items()}, weights)
