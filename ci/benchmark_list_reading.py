@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.list_file import SEPARATORS, read_list
+from common.lists.list_file import SEPARATORS, read_list
 
 from paddleseg.datasets import Dataset
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import UserError
-from common.dataset_check import CheckReport, check_lists
-from common.dataset_layouts import FoundPairs, find_pairs
+from common.lists.check import CheckReport, check_lists
+from common.lists.layouts import FoundPairs, find_pairs
 from common.files import atomic_write
-from common.label_convert import convert_labels, converts_always
-from common.label_scan import LabelStats, label_stats
-from common.list_file import Pair, format_list, read_list, write_list
+from common.lists.convert import convert_labels, converts_always
+from common.lists.scan import LabelStats, label_stats
+from common.lists.list_file import Pair, format_list, read_list, write_list
 
 __all__ = [
     "CheckReport",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import UserError, did_you_mean, shown
-from common.strict_yaml import load_yaml
+from common.config.strict_yaml import load_yaml
 
 import cv2
 import numpy as np

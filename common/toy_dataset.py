@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.cli import CommandParser, UserError, did_you_mean, run_command
 from common.files import atomic_write
-from common.toy_layouts import WRITERS, Plan
+from common.toy.layouts import WRITERS, Plan
 
 VERSION = 1  # of the drawings: another version means other bytes
 DONE = "toy_dataset.json"

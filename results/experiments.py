@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import UserError
-from common.typed_config import config_from_text
+from common.config.typed import config_from_text
 from results.paper_numbers import Row, is_from_memory, read_numbers
 
 import yaml

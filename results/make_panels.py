@@ -17,9 +17,9 @@ from pathlib import Path
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import LabelSet, label_set
-from common.list_dataset import ListDataset, Sample, find_root
-from common.picture_encode import jpeg_bytes, palette_png_bytes
-from common.picture_files import read_label
+from common.samples.list_dataset import ListDataset, Sample, find_root
+from common.images.encode import jpeg_bytes, palette_png_bytes
+from common.images.read import read_label
 from results.recorded_runs import RecordedRun, read_recorded
 
 import cv2

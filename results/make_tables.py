@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
-from common.parallel import parallel_map
+from common.machine.parallel import parallel_map
 from results.curve_drawing import Spec, curve_spec, draw_all, is_up_to_date
 from results.experiments import read_experiments
 from results.markdown_tables import overview, project_page, readme_table

@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 
-from common.cpu import configure_cpu
+from common.machine.cpu import configure_cpu
 
 # Both frameworks read their CPU settings when they are imported, so they are set here, before any module imports them.
 configure_cpu()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import UserError
-from common.typed_config import load_config
+from common.config.typed import load_config
 from weights_convert.networks import Network
 from weights_convert.transforms import TRANSFORMS
 
@@ -167,7 +167,7 @@ def read_name_map(name: str | os.PathLike) -> NameMap:
     """Reads a table: a name from `name_maps/`, or the path of a file of your own.
 
     Raises:
-        UserError: See `common.typed_config.load_config`.
+        UserError: See `common.config.typed.load_config`.
     """
     path = Path(name)
     return load_config(NameMap, path if path.suffix == ".yaml" else FOLDER / f"{name}.yaml")

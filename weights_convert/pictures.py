@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from common.picture_files import IMAGE_SUFFIXES, read_image
+from common.images.read import IMAGE_SUFFIXES, read_image
 from common.toy_dataset import write_toy_dataset
 
 import cv2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.cli import UserError
-from common.pdparams import read_pdparams
+from common.weights.pdparams import read_pdparams
 
 import numpy as np
 import safetensors

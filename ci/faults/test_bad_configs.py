@@ -8,7 +8,7 @@ from typing import Any
 
 from common.cli import UserError
 from common.labels import load_custom
-from common.strict_yaml import load_yaml
+from common.config.strict_yaml import load_yaml
 
 import pytest
 import yaml

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common import create_dataset_list
 from common.cli import UserError
-from common.list_file import read_list
+from common.lists.list_file import read_list
 
 import pytest
 from bad_input import nothing_written, refusal, require_refusal, trained

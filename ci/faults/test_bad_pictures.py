@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.labels import load_custom
-from common.list_dataset import ListDataset
-from common.picture_files import MAX_PIXELS, read_image, read_label, read_size
+from common.samples.list_dataset import ListDataset
+from common.images.read import MAX_PIXELS, read_image, read_label, read_size
 
 import cv2
 import numpy as np

@@ -18,9 +18,9 @@ from pathlib import Path
 from awesome_pytorch_seg.data.archives import unpack
 from common.cli import UserError
 from common.labels import load_custom
-from common.pdparams import load_without_code
+from common.weights.pdparams import load_without_code
 from common.run_log import read_run
-from common.strict_yaml import load_yaml
+from common.config.strict_yaml import load_yaml
 from paddleseg_benchmark.paddleseg_compat import load_as_tensors
 from results.make_tables import build
 from results.record import record

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.list_file import read_list
+from common.lists.list_file import read_list
 from common.toy_dataset import write_toy_dataset
 
 import pytest

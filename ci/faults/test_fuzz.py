@@ -12,8 +12,8 @@ import time
 
 from common.cli import UserError
 from common.labels import load_custom
-from common.list_file import read_list
-from common.pdparams import load_without_code
+from common.lists.list_file import read_list
+from common.weights.pdparams import load_without_code
 from common.run_log import RunLog, read_run
 from results.make_tables import build
 from results.record import record

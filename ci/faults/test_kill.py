@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from common.files import atomic_write
-from common.list_dataset import draw_toy
-from common.list_file import read_list
-from common.picture_files import read_label
+from common.samples.list_dataset import draw_toy
+from common.lists.list_file import read_list
+from common.images.read import read_label
 from common.toy_dataset import write_toy_dataset
 from weights_convert.weight_files import read_weights
 
@@ -196,7 +196,7 @@ def test_list_writing(kills, tmp_path, tried):
 DRAW = """
 import sys
 from common.files import atomic_write
-from common.list_dataset import draw_toy
+from common.samples.list_dataset import draw_toy
 def main():
     draw_toy("cityscapes", sys.argv[1], 3, 2, (64, 128))
 """
@@ -205,7 +205,7 @@ def main():
 @pytest.mark.parametrize("kills", COUNTS)
 def test_drawing_the_embedded_data(kills, tmp_path, tried):
     """As every train.py does where there is no data: the next call completes what a killed one began."""
-    tried("embedded data drawn: the next call completes it", "common/list_dataset.py", kills)
+    tried("embedded data drawn: the next call completes it", "common/samples/list_dataset.py", kills)
     names = iter(range(1000))
 
     def trial():

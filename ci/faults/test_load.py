@@ -2,7 +2,7 @@
 
 import json
 
-from common.list_file import read_list
+from common.lists.list_file import read_list
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("separator", [",", " ", pytest.param("\t", marks=SLOW), pytest.param("|", marks=SLOW)])
 def test_a_list_of_100_000_lines(separator, tmp_path, tried):
     """Whole and in order; how long it takes is measured by `ci/benchmark_list_reading.py`."""
-    tried(f"lists of {LINES} lines read with a check of their files", "common/list_file.py")
+    tried(f"lists of {LINES} lines read with a check of their files", "common/lists/list_file.py")
     names = [f"{kind}/{i}.png" for kind in ("image", "label") for i in range(1000)]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)

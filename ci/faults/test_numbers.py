@@ -50,9 +50,9 @@ def test_weights_that_are_no_numbers_are_not_saved_by_the_zoo(tmp_path, tried):
 # One picture is never read. A wait without end stands for a network drive that does not answer.
 HANG = """
 import sys, threading
-import common.list_dataset as lists
+import common.samples.list_dataset as lists
 from common.cli import run_command
-from common.train_stream import BatchLoader
+from common.samples.stream import BatchLoader
 BatchLoader.HANGS_AFTER = 1.0
 real, hanging = lists.read_image, sys.argv.pop(1)
 lists.read_image = lambda path: threading.Event().wait() if str(path) == hanging else real(path)
@@ -130,7 +130,7 @@ def test_a_loader_process_that_is_killed(tmp_path, tried):
 DIES = """
 import os, sys
 from pathlib import Path
-import common.train_stream
+import common.samples.stream
 from common.cli import run_command
 from {module} import main
 rank = os.environ.get("PADDLE_TRAINER_ID") or os.environ["RANK"]
@@ -140,7 +140,7 @@ def look_at(self, label):
     seen.append(1)
     if rank == "1" and len(seen) == 3:
         os.kill(os.getpid(), 9)
-common.train_stream.ValidPixels.look_at = look_at
+common.samples.stream.ValidPixels.look_at = look_at
 run_command(main)
 """
 

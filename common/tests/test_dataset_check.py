@@ -8,12 +8,12 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.create_dataset_list import main
-from common.dataset_check import CheckReport, check_lists
+from common.lists.check import CheckReport, check_lists
 from common.dataset_list import make_lists, read_list
-from common.label_scan import count_values, label_stats, scan_label
+from common.lists.scan import count_values, label_stats, scan_label
 from common.labels import label_set, load_custom
-from common.list_file import Pair
-from common.parallel import parallel_map
+from common.lists.list_file import Pair
+from common.machine.parallel import parallel_map
 
 import cv2
 import numpy as np
@@ -261,7 +261,7 @@ def test_nothing_learnable(tmp_path):
 
 
 def test_many_files_are_checked_in_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.parallel.physical_cores", lambda: 2)
+    monkeypatch.setattr("common.machine.parallel.physical_cores", lambda: 2)
     custom(tmp_path, train=70, val=2)
     broken = tmp_path / "labels/train/40.png"
     broken.write_bytes(broken.read_bytes()[:30])
@@ -276,7 +276,7 @@ def process_of(_: int) -> int:
 
 
 def test_an_error_in_a_process_arrives_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.parallel.physical_cores", lambda: 2)
+    monkeypatch.setattr("common.machine.parallel.physical_cores", lambda: 2)
     with pytest.raises(UserError, match="number 65"):
         list(parallel_map(fail_at_65, range(70), "test"))
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.create_dataset_list import main
-from common.dataset_layouts import LAYOUTS, find_pairs
+from common.lists.layouts import LAYOUTS, find_pairs
 from common.dataset_list import make_lists, read_list, write_list
-from common.list_file import Pair, format_list
-from common.picture_files import read_label
+from common.lists.list_file import Pair, format_list
+from common.images.read import read_label
 
 import cv2
 import numpy as np

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive
-from common.cpu import configure_cpu, physical_cores
+from common.machine.cpu import configure_cpu, physical_cores
 from common.files import atomic_write, sha256_of
-from common.pdparams import read_pdparams
+from common.weights.pdparams import read_pdparams
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_processes_share_the_cores(monkeypatch, processes, share):
 )
 def test_mkl_is_told_of_avx2_on_amd_only(monkeypatch, cpu, expected):
     monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
-    monkeypatch.setattr("common.cpu._cpu_info", lambda: cpu)
+    monkeypatch.setattr("common.machine.cpu._cpu_info", lambda: cpu)
     configure_cpu()
     assert os.environ.pop("MKL_DEBUG_CPU_TYPE", None) == expected
 

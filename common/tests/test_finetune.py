@@ -1,7 +1,7 @@
 """A network of other classes takes what does not depend on them, and nothing of another network."""
 
 from common.cli import UserError
-from common.finetune import said, tensors_to_take
+from common.weights.finetune import said, tensors_to_take
 
 import pytest
 

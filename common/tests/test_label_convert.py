@@ -6,9 +6,9 @@ from pathlib import Path
 from common.cli import UserError
 from common.create_dataset_list import main
 from common.dataset_list import convert_labels, make_lists, read_list
-from common.label_convert import colors_to_ids, draw_instances, draw_polygons
+from common.lists.convert import colors_to_ids, draw_instances, draw_polygons
 from common.labels import PASCAL_CONTEXT_459_IDS, cityscapes_raw_labels, load_custom
-from common.picture_files import read_label
+from common.images.read import read_label
 
 import cv2
 import numpy as np

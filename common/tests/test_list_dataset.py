@@ -1,6 +1,6 @@
 from common.cli import UserError
 from common.labels import label_set
-from common.list_dataset import ListDataset, draw_toy, find_root
+from common.samples.list_dataset import ListDataset, draw_toy, find_root
 
 import cv2
 import numpy as np

@@ -5,7 +5,7 @@ import pickle
 import struct
 import zlib
 
-from common.picture_files import PictureError, read_image, read_label, read_size
+from common.images.read import PictureError, read_image, read_label, read_size
 
 import cv2
 import numpy as np

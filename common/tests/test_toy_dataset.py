@@ -10,13 +10,13 @@ from common import toy_dataset
 from common.cli import UserError
 from common.files import sha256_of
 from common.labels import cityscapes_raw_labels, label_set, load_custom, pascal_context_459_to_59, voc_colormap
-from common.toy_canvas import Concept, Thing
-from common.toy_closeups import draw_person, draw_shadows
-from common.toy_coco import CATEGORIES
+from common.toy.canvas import Concept, Thing
+from common.toy.closeups import draw_person, draw_shadows
+from common.toy.coco import CATEGORIES
 from common.toy_dataset import layouts, write_toy_dataset
-from common.toy_formats import coco_polygons, coco_run_lengths, layered_regions
-from common.toy_layouts import CITYSCAPES, LIP, Plan
-from common.toy_scenes import draw_street
+from common.toy.formats import coco_polygons, coco_run_lengths, layered_regions
+from common.toy.layouts import CITYSCAPES, LIP, Plan
+from common.toy.scenes import draw_street
 
 import cv2
 import numpy as np

@@ -3,8 +3,8 @@ import time
 
 from common.cli import UserError
 from common.labels import label_set
-from common.list_dataset import ListDataset
-from common.train_stream import BatchLoader, TrainStream, ValidPixels
+from common.samples.list_dataset import ListDataset
+from common.samples.stream import BatchLoader, TrainStream, ValidPixels
 
 import cv2
 import numpy as np
@@ -83,7 +83,7 @@ def test_a_picture_that_never_arrives_stops_the_run_and_is_named(dataset, monkey
     hanging = stream.pair_index(8)
     monkeypatch.setattr(dataset, "load", lambda i: threading.Event().wait() if i == hanging else real(i))
     monkeypatch.setattr(BatchLoader, "HANGS_AFTER", 0.2)
-    monkeypatch.setattr("common.parallel.Threads.PATIENCE", 0.1)
+    monkeypatch.setattr("common.machine.parallel.Threads.PATIENCE", 0.1)
     batches, start = iter(BatchLoader(stream, 3, 0, 9, num_workers)), time.monotonic()
     assert len([next(batches) for _ in range(2)]) == 2
     with pytest.raises(UserError, match=rf"i{hanging}\.png or its label: not read in 0\.2 seconds"):

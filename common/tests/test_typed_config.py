@@ -2,7 +2,7 @@ import dataclasses
 from typing import Literal
 
 from common.cli import UserError
-from common.typed_config import config_from_text, config_to_text, load_config
+from common.config.typed import config_from_text, config_to_text, load_config
 
 import pytest
 

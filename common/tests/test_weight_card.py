@@ -3,7 +3,7 @@
 from hashlib import sha256
 
 from common.cli import UserError
-from common.weight_card import card_of, require_same_input
+from common.weights.card import card_of, require_same_input
 
 import pytest
 

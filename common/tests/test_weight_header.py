@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from common.cli import UserError
-from common.weight_header import header_from_json, require_classes
+from common.weights.header import header_from_json, require_classes
 
 import pytest
 

@@ -47,7 +47,7 @@ from typing import Any
 from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, serve
 from awesome_pytorch_seg.tables import write_csv
 from common.cli import CommandParser, UserError, positive, run_command
-from common.cpu import physical_cores
+from common.machine.cpu import physical_cores
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import environment

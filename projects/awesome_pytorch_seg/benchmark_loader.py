@@ -33,9 +33,9 @@ from common.cli import CommandParser, UserError, run_command
 from common.dataset_list import find_pairs
 from common.files import atomic_write
 from common.labels import label_set
-from common.list_dataset import REPOSITORY
-from common.list_file import Pair
-from common.picture_files import read_image, read_label
+from common.samples.list_dataset import REPOSITORY
+from common.lists.list_file import Pair
+from common.images.read import read_image, read_label
 from common.progress import track
 from common.run_log import environment
 from common.toy_dataset import write_toy_dataset

@@ -17,10 +17,10 @@ from awesome_pytorch_seg.models import build_model
 from awesome_pytorch_seg.optimizer import WeightAverage
 from common.cli import UserError
 from common.files import atomic_write
-from common.finetune import said, tensors_to_take
-from common.typed_config import config_from_text
-from common.weight_card import require_same_statistics
-from common.weight_header import header_from_json, require_classes
+from common.weights.finetune import said, tensors_to_take
+from common.config.typed import config_from_text
+from common.weights.card import require_same_statistics
+from common.weights.header import header_from_json, require_classes
 
 import safetensors
 import safetensors.torch

@@ -28,11 +28,11 @@ from awesome_pytorch_seg.losses import mean_cross_entropy
 from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
-from common.list_dataset import ListDataset, require_sides
+from common.samples.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
-from common.train_stream import require_valid_pixels
+from common.samples.stream import require_valid_pixels
 
 import numpy as np
 import torch

@@ -13,7 +13,7 @@ from awesome_pytorch_seg.data.dataset import open_list, with_root
 from awesome_pytorch_seg.data.names import DATASETS, dataset_name
 from awesome_pytorch_seg.models import MODELS
 from common.cli import CommandParser, UserError
-from common.list_dataset import find_root
+from common.samples.list_dataset import find_root
 
 BASE_CONFIG = "default"  # what --model, --backbone and --dataset start from where configs/ has no file for them
 DEFAULT_MODEL, DEFAULT_DATASET = "fcn32s", "pascal_voc"  # of the original's train.py

@@ -24,7 +24,7 @@ from common.cli import UserError
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.run_log import git_commit
-from common.weight_header import header_from_values
+from common.weights.header import header_from_values
 
 import numpy as np
 import torch

@@ -17,7 +17,7 @@ from awesome_pytorch_seg.lr_schedule import learning_rate
 from awesome_pytorch_seg.models import ALIASES, choose_backbone
 from common.cli import UserError
 from common.run_log import git_commit, read_run, run_id
-from common.typed_config import config_from_text, read_config_text
+from common.config.typed import config_from_text, read_config_text
 
 
 @dataclasses.dataclass(frozen=True)

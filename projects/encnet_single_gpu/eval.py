@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.list_dataset import ListDataset, require_sides
+from common.samples.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
-from common.train_stream import require_valid_pixels
+from common.samples.stream import require_valid_pixels
 from encnet_single_gpu.config import DataConfig
 from encnet_single_gpu.data.dataset import open_list, with_root
 from encnet_single_gpu.data.transforms import normalize

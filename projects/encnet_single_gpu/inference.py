@@ -12,8 +12,8 @@ from pathlib import Path
 from common.cli import UserError
 from common.files import sha256_of
 from common.labels import voc_colormap
-from common.typed_config import config_from_text
-from common.weight_header import header_from_values
+from common.config.typed import config_from_text
+from common.weights.header import header_from_values
 from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
 from encnet_single_gpu.config import Config
 from encnet_single_gpu.data.dataset import labels_of

@@ -28,9 +28,9 @@ from pathlib import Path
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import LabelSet, label_set
-from common.list_dataset import SMALLEST_SIDE
-from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
-from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
+from common.samples.list_dataset import SMALLEST_SIDE
+from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
+from common.images.read import IMAGE_SUFFIXES, read_image, read_size
 from common.progress import track
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.eval import PROTOCOLS, EvalProtocol, black_of, class_scores

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.cli import UserError, did_you_mean
 from common.run_log import git_commit, run_id
-from common.typed_config import config_from_text, read_config_text
+from common.config.typed import config_from_text, read_config_text
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import CONFIG_DIR, Config, options, read_config
 from encnet_single_gpu.data.dataset import open_list, with_root

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.labels import IGNORE, LabelSet, label_set, load_custom
-from common.list_dataset import REPOSITORY, draw_toy, find_root
-from common.list_file import read_list
-from common.parallel import Threads
-from common.picture_files import read_image, read_label
+from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
+from common.lists.list_file import read_list
+from common.machine.parallel import Threads
+from common.images.read import read_image, read_label
 from paddleseg_benchmark import doctor, zoo
 from paddleseg_benchmark.zoo import ZooConfig
 
@@ -129,7 +129,7 @@ def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
 
 
 def _listed(section: dict, root: Path, where: str) -> list[list[str]]:
-    """The pairs of a list, read by `common.list_file`; its `separator` is found by the lines themselves."""
+    """The pairs of a list, read by `common.lists.list_file`; its `separator` is found by the lines themselves."""
     key = f"{section['mode'].lower()}_path"
     if section.get(key) is None:
         raise UserError(f"{where}: key '{key}' is missing: give the list file of mode {section['mode']}")

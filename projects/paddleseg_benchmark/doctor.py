@@ -17,7 +17,7 @@ import shutil
 from importlib import metadata
 
 from common.cli import CommandParser, UserError, run_command
-from common.cpu import configure_cpu, physical_cores
+from common.machine.cpu import configure_cpu, physical_cores
 
 # Package -> the first version that works and the first above that does not; see the repository's CONTRIBUTING.md.
 RANGES = {
@@ -78,7 +78,7 @@ def machine_lines() -> list[str]:
         shared += f": train.py goes without loader processes, which need {SMALL_SHM_GIB} GiB"
     return [
         _line("processor", f"{platform.machine()}, {physical_cores()} physical cores for this process"),
-        _line("threads", f"{threads} (OMP_NUM_THREADS, by common/cpu.py where you set none)"),
+        _line("threads", f"{threads} (OMP_NUM_THREADS, by common/machine/cpu.py where you set none)"),
         _line("/dev/shm", shared),
     ]
 

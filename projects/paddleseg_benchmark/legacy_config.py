@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, did_you_mean, shown
-from common.strict_yaml import load_yaml
-from common.typed_config import read_config_text
+from common.config.strict_yaml import load_yaml
+from common.config.typed import read_config_text
 from paddleseg_benchmark import zoo
 
 # Every key that is read, with its default; a value that is not one of `_ONLY` below is refused.

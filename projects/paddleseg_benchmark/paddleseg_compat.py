@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from common.cli import UserError
-from common.pdparams import read_pdparams
+from common.weights.pdparams import read_pdparams
 from paddleseg_benchmark.models.shufflenet_v2 import ShuffleNetV2
 
 import numpy as np
@@ -66,7 +66,7 @@ def load_as_tensors(path: str | os.PathLike) -> dict[str, paddle.Tensor]:
     """`paddle.load` for weight files that refuses, unrun, whatever is more than arrays.
 
     Raises:
-        UserError: See `common.pdparams.read_pdparams`; a tensor that holds something else than finite numbers.
+        UserError: See `common.weights.pdparams.read_pdparams`; a tensor that holds something else than finite numbers.
     """
     arrays = read_pdparams(path)
     for name, value in arrays.items():

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, did_you_mean, positive, run_command
-from common.cpu import physical_cores
+from common.machine.cpu import physical_cores
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import environment

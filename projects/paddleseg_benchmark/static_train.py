@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, positive, run_command
-from common.cpu import physical_cores
-from common.list_dataset import find_root
+from common.machine.cpu import physical_cores
+from common.samples.list_dataset import find_root
 from paddleseg_benchmark import data, zoo
 from paddleseg_benchmark.legacy_config import read_legacy, to_paddleseg
 from paddleseg_benchmark.step import StaticStep

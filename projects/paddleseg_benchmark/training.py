@@ -16,7 +16,7 @@ from common.cli import UserError, not_negative
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import RunLog, environment, git_commit, print_scores, run_id
-from common.train_stream import ValidPixels
+from common.samples.stream import ValidPixels
 from paddleseg_benchmark import data
 from paddleseg_benchmark.batch_norm import share_batch_norm_statistics
 from paddleseg_benchmark.evaluation import PROTOCOL, evaluate

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, did_you_mean, shown
-from common.strict_yaml import load_yaml
-from common.typed_config import read_config_text
+from common.config.strict_yaml import load_yaml
+from common.config.typed import read_config_text
 from paddleseg_benchmark import config_check, paddleseg_compat
 
 import paddle
@@ -193,7 +193,7 @@ def build(name: str, num_classes: int = 19, data_format: str = "NCHW") -> ZooNet
 
 
 class ZooConfig(Config):
-    """paddleseg's config, its files read by `common.strict_yaml` and looked at by `config_check`.
+    """paddleseg's config, its files read by `common.config.strict_yaml` and looked at by `config_check`.
 
     paddleseg's own reader takes doubled keys and tags, and any key.
 

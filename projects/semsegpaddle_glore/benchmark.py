@@ -5,7 +5,7 @@
 
 A training step is forward, losses (cross entropy, 0.4 times that of the auxiliary head), backward and update at output
 stride 8; inference is an eval forward in dygraph of one picture of 256x512. All get the same random pictures and
-labels, the same number of threads and the same CPU settings (common/cpu.py). The networks:
+labels, the same number of threads and the same CPU settings (common/machine/cpu.py). The networks:
     ours            as pspnet_res101_cityscapes.yaml trains it, with ResNet-50
     paddleseg       paddleseg's PSPNet with ResNet50_vd as its configs have it: 1024 channels behind the pyramid
     paddleseg_512   the same with 512 channels, as ours and as the paper: what is left is code and the first layers
@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import CommandParser, UserError, run_command
-from common.cpu import physical_cores
+from common.machine.cpu import physical_cores
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import environment

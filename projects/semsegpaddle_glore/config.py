@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import UserError, did_you_mean
-from common.list_dataset import REPOSITORY
-from common.typed_config import load_config
+from common.samples.list_dataset import REPOSITORY
+from common.config.typed import load_config
 from semsegpaddle_glore import original_keys
 
 CONFIG_DIR = Path(__file__).parent / "configs"

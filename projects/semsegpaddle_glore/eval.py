@@ -21,13 +21,13 @@ from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.labels import IGNORE
-from common.list_dataset import ListDataset, Sample
+from common.samples.list_dataset import ListDataset, Sample
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
-from common.train_stream import require_valid_pixels
-from common.typed_config import config_from_text
-from common.weight_header import require_classes
+from common.samples.stream import require_valid_pixels
+from common.config.typed import config_from_text
+from common.weights.header import require_classes
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import (
     Config,

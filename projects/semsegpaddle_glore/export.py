@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, run_command
-from common.typed_config import config_from_text
+from common.config.typed import config_from_text
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import SMALLEST_INPUT, Config
 from semsegpaddle_glore.networks import load_network

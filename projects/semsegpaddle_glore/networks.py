@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from common.typed_config import config_from_text
-from common.weight_header import require_classes
+from common.config.typed import config_from_text
+from common.weights.header import require_classes
 from semsegpaddle_glore.checkpoint import load_model, read_state, read_tensors
 from semsegpaddle_glore.config import Config, word_vectors_file
 from semsegpaddle_glore.models import Segmentor, build_model

@@ -10,7 +10,7 @@ port (CV/SemSegPaddleDG) adds.
 from __future__ import annotations
 
 from common.cli import UserError
-from common.strict_yaml import load_yaml
+from common.config.strict_yaml import load_yaml
 
 OPTIONS = {
     "TEST.TEST_MODEL": "weights",

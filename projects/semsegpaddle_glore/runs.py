@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 
 from common.cli import UserError
-from common.list_dataset import find_root
+from common.samples.list_dataset import find_root
 from common.run_log import git_commit, run_id
-from common.typed_config import config_from_text
+from common.config.typed import config_from_text
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import CONFIG_DIR, Config, read_config
 from semsegpaddle_glore.lr_schedule import learning_rate

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.cli import UserError
-from common.strict_yaml import load_yaml
-from common.typed_config import read_config_text
+from common.config.strict_yaml import load_yaml
+from common.config.typed import read_config_text
 
 import numpy as np
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 
-from common.cpu import configure_cpu
+from common.machine.cpu import configure_cpu
 
 # Paddle reads its CPU settings when it is imported, so they are set here, before any module of this package imports it.
 configure_cpu()

@@ -8,7 +8,7 @@ own losses (three OhemCrossEntropyLoss, DetailAggregateLoss, weights 1), made to
 Both get the same random pictures and labels. Inference is an eval forward in dygraph of one picture of 512x1024, the
 input of "Seg50".
 
-Three comparisons, since two things differ, the code and the CPU settings (common/cpu.py):
+Three comparisons, since two things differ, the code and the CPU settings (common/machine/cpu.py):
     a  as people run them: ours as train.py starts, paddleseg with paddle's defaults (one thread)
     b  the same number of threads, paddle's defaults otherwise
     c  the same number of threads and the same CPU settings for both: what is left is code
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import CommandParser, UserError, run_command
-from common.cpu import configure_cpu, physical_cores
+from common.machine.cpu import configure_cpu, physical_cores
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import environment
@@ -55,7 +55,7 @@ CPU_VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
 
 
 class Setting(NamedTuple):
-    """Under what a network is timed. `tuned`: with the CPU settings of common/cpu.py besides the number of threads."""
+    """Under what a network is timed. `tuned`: with the CPU settings of common/machine/cpu.py besides the number of threads."""
 
     network: str
     threads: int
@@ -159,7 +159,7 @@ def cpu_variables(setting: Setting) -> Iterator[None]:
     """The environment in which a new process gets this setting: paddle reads it when the process imports this file."""
     before = {name: os.environ.get(name) for name in CPU_VARIABLES}
     os.environ["OMP_NUM_THREADS"] = str(setting.threads)  # 1 is what paddle takes where nothing is set
-    os.environ["MKL_DEBUG_CPU_TYPE"] = ""  # for MKL the same as none, and common/cpu.py leaves what is set
+    os.environ["MKL_DEBUG_CPU_TYPE"] = ""  # for MKL the same as none, and common/machine/cpu.py leaves what is set
     if setting.tuned:
         del os.environ["MKL_DEBUG_CPU_TYPE"]
         configure_cpu()
@@ -375,7 +375,7 @@ def main() -> None:
     args = _parse_args()
     tasks = [Task("train", args.batch, *size) for size in args.sizes]
     tasks.append(Task("infer", 1, *INFERENCE_SIZE))
-    tuned = {name: os.environ[name] for name in CPU_VARIABLES[1:] if name in os.environ}  # set by common/cpu.py
+    tuned = {name: os.environ[name] for name in CPU_VARIABLES[1:] if name in os.environ}  # set by common/machine/cpu.py
     wanted = comparisons(args.threads, bool(tuned))
     settings = dict.fromkeys(setting for comparison in wanted for setting in comparison[1:])
     env = environment(

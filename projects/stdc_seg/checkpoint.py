@@ -15,10 +15,10 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
-from common.finetune import said, tensors_to_take
-from common.pdparams import read_pdparams
-from common.weight_card import require_same_statistics
-from common.weight_header import header_from_json, require_classes
+from common.weights.finetune import said, tensors_to_take
+from common.weights.pdparams import read_pdparams
+from common.weights.card import require_same_statistics
+from common.weights.header import header_from_json, require_classes
 
 import numpy as np
 import paddle

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import UserError, did_you_mean
-from common.typed_config import load_config
+from common.config.typed import load_config
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 

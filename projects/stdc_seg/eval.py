@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, run_command
-from common.list_dataset import ListDataset, require_sides
+from common.samples.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
-from common.train_stream import require_valid_pixels
-from common.typed_config import config_from_text
+from common.samples.stream import require_valid_pixels
+from common.config.typed import config_from_text
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config, DataConfig, EvalProtocol
 from stdc_seg.data.dataset import open_list

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, run_command
-from common.typed_config import config_from_text
+from common.config.typed import config_from_text
 from stdc_seg.checkpoint import read_state
 from stdc_seg.config import Config
 from stdc_seg.inference import (

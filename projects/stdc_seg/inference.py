@@ -21,8 +21,8 @@ from common.cli import UserError
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.run_log import git_commit
-from common.typed_config import config_from_text
-from common.weight_header import header_from_values
+from common.config.typed import config_from_text
+from common.weights.header import header_from_values
 from stdc_seg.checkpoint import TrainState, load_model, read_state
 from stdc_seg.config import Config
 from stdc_seg.data.dataset import labels_of

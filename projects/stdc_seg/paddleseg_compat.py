@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive, run_command
-from common.pdparams import load_without_code, read_pdparams
+from common.weights.pdparams import load_without_code, read_pdparams
 from stdc_seg.checkpoint import load_backbone, load_model, read_state
 from stdc_seg.config import CONFIG_DIR
 from stdc_seg.losses import IGNORE_INDEX, DetailLoss, OhemCrossEntropy
@@ -173,7 +173,7 @@ def load_as_tensors(path: str | os.PathLike, **_: Any) -> dict[str, Any]:
     """`paddle.load` for .pdparams and .pdopt that refuses, unrun, whatever is more than arrays and plain values.
 
     Raises:
-        UserError: See `common.pdparams.load_without_code`.
+        UserError: See `common.weights.pdparams.load_without_code`.
     """
     content = load_without_code(path)
     content.pop("StructuredToParameterName@@", None)

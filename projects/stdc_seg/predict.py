@@ -28,8 +28,8 @@ from pathlib import Path
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.labels import label_set
-from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
-from common.picture_files import IMAGE_SUFFIXES, read_image, read_size
+from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
+from common.images.read import IMAGE_SUFFIXES, read_image, read_size
 from common.progress import track
 from stdc_seg.config import EvalProtocol
 from stdc_seg.data.transforms import normalize

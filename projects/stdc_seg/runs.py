@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from common.cli import UserError
-from common.list_dataset import find_root
+from common.samples.list_dataset import find_root
 from common.run_log import git_commit, run_id
-from common.typed_config import config_from_text
+from common.config.typed import config_from_text
 from stdc_seg.checkpoint import read_state
 from stdc_seg.config import CONFIG_DIR, Config, read_config
 from stdc_seg.lr_schedule import learning_rate

@@ -22,9 +22,9 @@ from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
-from common.train_stream import BatchLoader, ValidPixels
-from common.typed_config import config_to_text
-from common.weight_card import require_same_input
+from common.samples.stream import BatchLoader, ValidPixels
+from common.config.typed import config_to_text
+from common.weights.card import require_same_input
 from stdc_seg.checkpoint import (
     TrainState,
     load_backbone,

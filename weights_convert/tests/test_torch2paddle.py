@@ -5,7 +5,7 @@ import pickle
 
 from common.cli import UserError
 from common.files import sha256_of
-from common.weight_card import require_same_input
+from common.weights.card import require_same_input
 from weights_convert import torch2paddle
 
 import numpy as np

@@ -11,8 +11,8 @@ from awesome_pytorch_seg.config import Config, DataConfig, StageConfig
 from awesome_pytorch_seg.data.transforms import augment, normalize
 from common.cli import UserError
 from common.labels import LabelSet, label_set, load_custom
-from common.list_dataset import REPOSITORY, ListDataset, draw_toy, find_root
-from common.train_stream import BatchLoader, TrainStream
+from common.samples.list_dataset import REPOSITORY, ListDataset, draw_toy, find_root
+from common.samples.stream import BatchLoader, TrainStream
 
 import numpy as np
 

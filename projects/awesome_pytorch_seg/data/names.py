@@ -14,7 +14,7 @@ class DatasetName:
     Attributes:
         name: What `--dataset` is called with.
         aliases: Other spellings: of the original's demo names ("ade"), of the downloader, of `common`.
-        layout: The name in `common.dataset_layouts` and `common.toy_dataset`.
+        layout: The name in `common.lists.layouts` and `common.toy_dataset`.
         label_set: The name in `common.labels`; None where classes.yaml in the root says what the labels hold.
         folder: Where it lies by default, below data/.
         train_list, val_list: The list files, relative to the root.

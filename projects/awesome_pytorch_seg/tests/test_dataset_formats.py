@@ -9,7 +9,7 @@ from awesome_pytorch_seg.data.names import DATASETS, dataset_name
 from common.cli import UserError
 from common.dataset_list import make_lists
 from common.labels import label_set, load_custom
-from common.list_dataset import ListDataset
+from common.samples.list_dataset import ListDataset
 from common.toy_dataset import write_toy_dataset
 
 import numpy as np

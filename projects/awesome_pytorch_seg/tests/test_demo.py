@@ -6,7 +6,7 @@ from awesome_pytorch_seg.data.transforms import normalize
 from awesome_pytorch_seg.demo import FORMATS, find_jobs, labels_of_format, main, split_name
 from common.cli import UserError
 from common.labels import cityscapes_raw_labels, label_set, load_custom
-from common.typed_config import config_to_text
+from common.config.typed import config_to_text
 
 import cv2
 import numpy as np

@@ -12,7 +12,7 @@ from awesome_pytorch_seg.overfit import SMALLEST_BACKBONES
 from common.cli import UserError, run_command
 from common.files import sha256_of
 from common.labels import label_set
-from common.typed_config import config_to_text
+from common.config.typed import config_to_text
 
 import cv2
 import numpy as np

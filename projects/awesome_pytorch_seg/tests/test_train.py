@@ -13,8 +13,8 @@ from awesome_pytorch_seg.runs import RunPlan
 from awesome_pytorch_seg.train import Trainer, main
 from common.cli import UserError
 from common.run_log import read_run
-from common.typed_config import config_from_text
-from common.weight_card import card_of
+from common.config.typed import config_from_text
+from common.weights.card import card_of
 
 import cv2
 import numpy as np

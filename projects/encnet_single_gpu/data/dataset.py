@@ -7,8 +7,8 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.labels import LabelSet, label_set, load_custom
-from common.list_dataset import REPOSITORY, ListDataset, draw_toy, find_root
-from common.train_stream import BatchLoader, TrainStream
+from common.samples.list_dataset import REPOSITORY, ListDataset, draw_toy, find_root
+from common.samples.stream import BatchLoader, TrainStream
 from encnet_single_gpu.config import Config, DataConfig
 from encnet_single_gpu.data.transforms import augment, normalize
 

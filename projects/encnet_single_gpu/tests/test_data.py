@@ -119,7 +119,7 @@ def test_batches_follow_from_seed_and_step(tmp_path):
 def test_the_embedded_data_set_is_drawn_where_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_module, "REPOSITORY", tmp_path)
     monkeypatch.setattr(dataset_module, "TOY_PICTURES", (2, 1))
-    monkeypatch.setattr("common.list_dataset.REPOSITORY", tmp_path)
+    monkeypatch.setattr("common.samples.list_dataset.REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
     data = with_root(read_config("quickstart").data)
     assert len(open_list(data, "train.txt")) == 2

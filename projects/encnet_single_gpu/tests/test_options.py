@@ -1,7 +1,7 @@
 import sys
 
 from common.cli import UserError
-from common.typed_config import config_to_text
+from common.config.typed import config_to_text
 from encnet_single_gpu.config import CONFIG_DIR, Config, config_names, options, read_config
 from encnet_single_gpu.flags import command_parser, parse_args
 from encnet_single_gpu.models import build_model, model_names

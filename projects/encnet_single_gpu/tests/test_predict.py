@@ -1,6 +1,6 @@
 from common.cli import UserError
 from common.labels import cityscapes_raw_labels, label_set
-from common.typed_config import config_to_text
+from common.config.typed import config_to_text
 from encnet_single_gpu.checkpoint import TrainState, save_checkpoint
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.export import main as export_main

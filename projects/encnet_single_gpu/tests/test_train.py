@@ -10,7 +10,7 @@ from common.cli import UserError, run_command
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.run_log import read_run
-from common.weight_card import card_of
+from common.weights.card import card_of
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.eval import main as eval_main

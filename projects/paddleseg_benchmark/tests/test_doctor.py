@@ -37,7 +37,7 @@ def test_the_command_says_what_can_be_measured_here_and_why_not_the_rest():
     lines = ended.stdout.splitlines()
     count = len(zoo.ROWS)
     assert f"{'numpy':<29}{doctor.installed_versions()['numpy']}" in lines
-    assert f"{'threads':<29}1 (OMP_NUM_THREADS, by common/cpu.py where you set none)" in lines
+    assert f"{'threads':<29}1 (OMP_NUM_THREADS, by common/machine/cpu.py where you set none)" in lines
     assert any(line.startswith("device ") and " cpu; " in line for line in lines)
     assert any(line.startswith("/dev/shm ") for line in lines)
     assert "FLAGS_use_onednn is set: to_static and static crash with it" in ended.stdout

@@ -2,7 +2,7 @@ import dataclasses
 import pickle
 
 from common.cli import UserError
-from common.typed_config import config_from_text, config_to_text
+from common.config.typed import config_from_text, config_to_text
 from semsegpaddle_glore.checkpoint import (
     TrainState,
     load_backbone,

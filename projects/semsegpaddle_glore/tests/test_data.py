@@ -5,9 +5,9 @@ from pathlib import Path
 from common.cli import UserError
 from common.dataset_list import make_lists
 from common.labels import label_set
-from common.list_dataset import REPOSITORY
+from common.samples.list_dataset import REPOSITORY
 from common.toy_dataset import write_toy_dataset
-from common.train_stream import BatchLoader
+from common.samples.stream import BatchLoader
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data import roots, transforms
 from semsegpaddle_glore.data.dataset import labels_of, open_list, train_stream

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.cli import UserError, run_command
 from common.files import sha256_of
 from common.labels import label_set
-from common.typed_config import config_to_text
+from common.config.typed import config_to_text
 from semsegpaddle_glore import export as exporting
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
 from semsegpaddle_glore.config import read_config

@@ -2,7 +2,7 @@
 
 from common.dataset_list import make_lists
 from common.labels import label_set
-from common.list_dataset import ListDataset
+from common.samples.list_dataset import ListDataset
 from common.metrics import ConfusionMatrix
 from common.toy_dataset import write_toy_dataset
 from semsegpaddle_glore.config import read_config

@@ -5,8 +5,8 @@ from pathlib import Path
 from common.cli import UserError, run_command
 from common.labels import label_set
 from common.metrics import ConfusionMatrix
-from common.picture_files import read_image, read_label
-from common.typed_config import config_to_text
+from common.images.read import read_image, read_label
+from common.config.typed import config_to_text
 from semsegpaddle_glore import predict as predicting
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
 from semsegpaddle_glore.config import EvalProtocol, read_config

@@ -8,7 +8,7 @@ import time
 
 from common.cli import UserError
 from common.run_log import read_run
-from common.weight_card import card_of
+from common.weights.card import card_of
 from semsegpaddle_glore import train as training
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.eval import main as eval_main

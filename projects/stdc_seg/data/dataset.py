@@ -6,8 +6,8 @@ from pathlib import Path
 
 from common.cli import UserError, did_you_mean
 from common.labels import LabelSet, label_set, load_custom, names
-from common.list_dataset import ListDataset
-from common.train_stream import TrainStream
+from common.samples.list_dataset import ListDataset
+from common.samples.stream import TrainStream
 from stdc_seg.config import AugmentConfig, DataConfig
 from stdc_seg.data.transforms import augment, normalize
 

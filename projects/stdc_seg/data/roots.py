@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from common.cli import UserError
-from common.list_dataset import REPOSITORY, draw_toy, find_root
+from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
 from stdc_seg.config import DataConfig
 
 import paddle.distributed as dist

@@ -2,7 +2,7 @@ import dataclasses
 import pickle
 
 from common.cli import UserError
-from common.typed_config import config_to_text
+from common.config.typed import config_to_text
 from stdc_seg.checkpoint import TrainState, load_backbone, load_model, load_optimizer, read_state, save_checkpoint
 from stdc_seg.config import read_config
 from stdc_seg.models import build_model

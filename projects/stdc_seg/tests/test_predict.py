@@ -5,8 +5,8 @@ from pathlib import Path
 from common.cli import UserError, run_command
 from common.labels import label_set
 from common.metrics import ConfusionMatrix
-from common.picture_files import read_image, read_label
-from common.typed_config import config_to_text
+from common.images.read import read_image, read_label
+from common.config.typed import config_to_text
 from stdc_seg import predict as predicting
 from stdc_seg.checkpoint import TrainState, save_checkpoint
 from stdc_seg.config import EvalProtocol, read_config

@@ -7,7 +7,7 @@ import time
 
 from common.cli import UserError
 from common.run_log import read_run
-from common.weight_card import card_of
+from common.weights.card import card_of
 from stdc_seg.checkpoint import read_state
 from stdc_seg.models import build_model
 from stdc_seg.runs import plan_run

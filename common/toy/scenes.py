@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.toy_canvas import Camera, Canvas, Color, Concept, Frame, Pen, Scene, pick, tint, vary
-from common.toy_people import crowd, cyclist, dog, motorcyclist, person
-from common.toy_street import (
+from common.toy.canvas import Camera, Canvas, Color, Concept, Frame, Pen, Scene, pick, tint, vary
+from common.toy.people import crowd, cyclist, dog, motorcyclist, person
+from common.toy.street import (
     bench,
     building,
     fence,
@@ -19,7 +19,7 @@ from common.toy_street import (
     tree,
     wall,
 )
-from common.toy_vehicles import bicycle, bus, bus_side, car, car_side, motorcycle, truck, truck_side
+from common.toy.vehicles import bicycle, bus, bus_side, car, car_side, motorcycle, truck, truck_side
 
 import cv2
 import numpy as np

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from common.toy_canvas import Canvas, Color, Concept, Frame, Point, Scene, pick, tint, vary
-from common.toy_people import CLOTHES, HAIR, SKIN, TROUSERS
-from common.toy_scenes import photograph
+from common.toy.canvas import Canvas, Color, Concept, Frame, Point, Scene, pick, tint, vary
+from common.toy.people import CLOTHES, HAIR, SKIN, TROUSERS
+from common.toy.scenes import photograph
 
 import cv2
 import numpy as np

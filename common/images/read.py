@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 
-from common.picture_headers import MAX_PIXELS, PictureError, PictureHeader, parse_header
+from common.images.headers import MAX_PIXELS, PictureError, PictureHeader, parse_header
 
 import cv2
 import numpy as np

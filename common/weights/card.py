@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.files import sha256_of
-from common.strict_yaml import load_yaml
+from common.config.strict_yaml import load_yaml
 
 CLOSE = 1e-4  # 0.485 and 0.4850 are one mean; 0.485 and 0.5 are not
 

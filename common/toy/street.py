@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.toy_canvas import Camera, Canvas, Color, Concept, Frame, Pen, Point, pick, tint, vary
+from common.toy.canvas import Camera, Canvas, Color, Concept, Frame, Pen, Point, pick, tint, vary
 
 import numpy as np
 

@@ -18,13 +18,13 @@ from common.labels import (
     label_set,
     voc_colormap,
 )
-from common.picture_encode import jpeg_bytes, palette_png_bytes, png_bytes
+from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.progress import track
-from common.toy_canvas import Concept, Scene
-from common.toy_closeups import draw_person, draw_shadows
-from common.toy_coco import annotate, instances_file
-from common.toy_formats import layered_regions, mat_bytes
-from common.toy_scenes import draw_street
+from common.toy.canvas import Concept, Scene
+from common.toy.closeups import draw_person, draw_shadows
+from common.toy.coco import annotate, instances_file
+from common.toy.formats import layered_regions, mat_bytes
+from common.toy.scenes import draw_street
 
 import cv2
 import numpy as np

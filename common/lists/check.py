@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.label_scan import LabelFacts, label_set_of_file, scan_label
+from common.lists.scan import LabelFacts, label_set_of_file, scan_label
 from common.labels import IGNORE, INVALID, LabelSet
-from common.list_file import Pair
-from common.parallel import parallel_map
-from common.picture_files import PictureError, decode_image, read_size
+from common.lists.list_file import Pair
+from common.machine.parallel import parallel_map
+from common.images.read import PictureError, decode_image, read_size
 
 import numpy as np
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
-from common.cpu import physical_cores
+from common.machine.cpu import physical_cores
 from common.progress import track
 
 import cv2

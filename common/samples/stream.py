@@ -13,8 +13,8 @@ from concurrent.futures import Future
 
 from common.cli import UserError
 from common.labels import IGNORE
-from common.list_dataset import ListDataset
-from common.parallel import Threads
+from common.samples.list_dataset import ListDataset
+from common.machine.parallel import Threads
 
 import numpy as np
 

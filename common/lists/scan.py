@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from common.cli import UserError
 from common.labels import IGNORE, INVALID, LabelSet, label_set
-from common.list_file import Pair
-from common.parallel import parallel_map
-from common.picture_files import PictureError, read_label
+from common.lists.list_file import Pair
+from common.machine.parallel import parallel_map
+from common.images.read import PictureError, read_label
 
 import cv2
 import numpy as np

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import UserError
-from common.dataset_layouts import (
+from common.lists.layouts import (
     AUG_LABELS,
     CUSTOM_ID_LABELS,
     cityscapes_images,
@@ -36,8 +36,8 @@ from common.labels import (
     load_custom,
     pascal_context_459_to_59,
 )
-from common.parallel import parallel_map
-from common.picture_files import MAX_PIXELS, read_label
+from common.machine.parallel import parallel_map
+from common.images.read import MAX_PIXELS, read_label
 
 import cv2
 import numpy as np

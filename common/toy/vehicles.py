@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common.toy_canvas import Camera, Canvas, Color, Concept, Frame, Pen, Point, pick, tint, vary
+from common.toy.canvas import Camera, Canvas, Color, Concept, Frame, Pen, Point, pick, tint, vary
 
 import numpy as np
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
-from common.list_file import Pair
-from common.picture_files import IMAGE_SUFFIXES
+from common.lists.list_file import Pair
+from common.images.read import IMAGE_SUFFIXES
 
 AUG_LABELS = "SegmentationClassAug"
 """Folder beside VOC's SegmentationClass for the labels made from SBD."""

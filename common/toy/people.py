@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common.toy_canvas import Canvas, Concept, Frame, Pen, pick, tint, vary
-from common.toy_vehicles import bicycle, motorcycle
+from common.toy.canvas import Canvas, Concept, Frame, Pen, pick, tint, vary
+from common.toy.vehicles import bicycle, motorcycle
 
 import numpy as np
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from common.labels import label_set
-from common.toy_canvas import Concept, Scene
-from common.toy_formats import coco_polygons, coco_run_lengths, fill_holes
+from common.toy.canvas import Concept, Scene
+from common.toy.formats import coco_polygons, coco_run_lengths, fill_holes
 
 import numpy as np
 

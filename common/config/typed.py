@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.cli import UserError, did_you_mean, shown
-from common.strict_yaml import load_yaml
+from common.config.strict_yaml import load_yaml
 
 import yaml
 

@@ -1,0 +1,1 @@
+"""Experiment configs: YAML read strictly into dataclasses."""

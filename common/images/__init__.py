@@ -1,0 +1,1 @@
+"""Images and labels: decoded, encoded, and what their headers say."""

@@ -1,0 +1,1 @@
+"""Data set lists: found in a layout, written, read, checked and converted."""

@@ -1,0 +1,1 @@
+"""The machine: CPU settings and work over processes."""

@@ -1,0 +1,1 @@
+"""Weight files: what they say besides tensors, and which tensors another network takes."""
