@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.machine.cpu import physical_cores
 from common.lists.scan import scan_label
+from common.machine.cpu import physical_cores
 
 import cv2
 import numpy as np

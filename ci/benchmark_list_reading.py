@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def write_files(root: Path, count: int) -> list[str]:
-    """Writes empty pictures and labels, 1000 to a folder; returns their names below image/ and label/."""
+    """Writes empty images and labels, 1000 to a folder; returns their names below image/ and label/."""
     names = [f"{number // FOLDER_HOLDS:04d}/{number:06d}.png" for number in range(count)]
     for kind in ("image", "label"):
         for number in range(0, count, FOLDER_HOLDS):

@@ -122,7 +122,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         else:
             raise
     except MemoryError as error:
-        status = _fail(f"not enough memory ({error}): make batches, crops or pictures smaller")
+        status = _fail(f"not enough memory ({error}): make batches, crops or images smaller")
     except KeyboardInterrupt:
         status = _fail("stopped by the keyboard", status=130)
     sys.exit(status)

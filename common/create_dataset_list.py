@@ -10,7 +10,7 @@
     python common/create_dataset_list.py check my_train.txt my_val.txt --root DIR --classes classes.yaml
     python common/create_dataset_list.py stats cityscapes [DIR] --output classes.csv
 
-A list holds a picture and its label per line, as paths from the data set's folder; every project reads it.
+A list holds an image and its label per line, as paths from the data set's folder; every project reads it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import CommandParser, UserError, did_you_mean, run_command
-from common.lists.check import check_lists
-from common.lists.layouts import LAYOUTS, FoundPairs, find_pairs, layout_of
 from common.dataset_list import make_lists
 from common.files import atomic_write
-from common.lists.scan import LabelStats, label_stats
 from common.labels import LabelSet, label_set, load_custom, names
+from common.lists.check import check_lists
+from common.lists.layouts import LAYOUTS, FoundPairs, find_pairs, layout_of
 from common.lists.list_file import SEPARATORS, Pair, read_list
+from common.lists.scan import LabelStats, label_stats
 
 import numpy as np
 
@@ -97,8 +97,8 @@ def _print_left_out(found: FoundPairs) -> None:
     for note in found.notes:
         print(f"note: {note}")
     for what, paths in (
-        ("pictures without label", found.images_without_label),
-        ("labels without picture", found.labels_without_image),
+        ("images without label", found.images_without_label),
+        ("labels without image", found.labels_without_image),
     ):
         if paths:
             shown = ", ".join(str(path) for path in paths[:_SHOWN]) + (" ..." if len(paths) > _SHOWN else "")
@@ -114,10 +114,8 @@ class Target(NamedTuple):
 
 
 def _check(words: list[str]) -> int:
-    parser, options = _target_parser("check", "Opens every picture and label; exit status 1 if anything is wrong.")
-    options.add_argument(
-        "--fast", action="store_true", help="read only the headers of pictures (labels are read whole)"
-    )
+    parser, options = _target_parser("check", "Opens every image and label; exit status 1 if anything is wrong.")
+    options.add_argument("--fast", action="store_true", help="read only the headers of images (labels are read whole)")
     args = parser.parse_args(words)
     target = _target(args)
     report = check_lists(

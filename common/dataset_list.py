@@ -1,7 +1,7 @@
 """Image/label lists of a data set: find, write, read, check, and what the labels hold.
 
-This is the door; the rooms are `dataset_layouts` (where each data set keeps its files), `list_file` (the line format),
-`label_convert` (label PNGs that have to be made first), `dataset_check` and `label_scan`.
+This is the door; the rooms are `lists.layouts` (where each data set keeps its files), `lists.list_file` (the line format),
+`lists.convert` (label PNGs that have to be made first), `lists.check` and `lists.scan`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import UserError
-from common.lists.check import CheckReport, check_lists
-from common.lists.layouts import FoundPairs, find_pairs
 from common.files import atomic_write
+from common.lists.check import CheckReport, check_lists
 from common.lists.convert import convert_labels, converts_always
-from common.lists.scan import LabelStats, label_stats
+from common.lists.layouts import FoundPairs, find_pairs
 from common.lists.list_file import Pair, format_list, read_list, write_list
+from common.lists.scan import LabelStats, label_stats
 
 __all__ = [
     "CheckReport",
@@ -62,10 +62,10 @@ def make_lists(
     """Finds a data set's pairs and writes its lists. All lists are ready before the first is written.
 
     Args:
-        dataset: A key of `dataset_layouts.LAYOUTS`.
+        dataset: A key of `lists.layouts.LAYOUTS`.
         root: The data set's folder, by default data/<name>; the paths in the lists are relative to it.
         output: Where the lists go; the root by default.
-        separator: One of `list_file.SEPARATORS`.
+        separator: One of `lists.list_file.SEPARATORS`.
         labels: "trainIds" or "labelIds" for cityscapes, "coco" or "coco80" for coco.
         convert: Write label PNGs that are missing first; voc_aug and coco always do.
         overwrite: Replace lists that are there with another content.

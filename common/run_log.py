@@ -52,7 +52,7 @@ class Evaluation:
     Attributes:
         matrix: Confusion matrix at label size.
         loss: Mean cross entropy over valid pixels.
-        images: How many pictures.
+        images: How many images.
         seconds: Wall time.
     """
 
@@ -212,7 +212,7 @@ def table_row(run: Run) -> str:
 def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: object, split: str) -> None:
     """Prints an evaluation under `protocol` (anything that prints itself): its scores, a line per class that occurs."""
     matrix = result.matrix
-    print(f"{split}: {result.images} pictures, {protocol}")
+    print(f"{split}: {result.images} images, {protocol}")
     absent = [class_names[i] for i in matrix.absent_classes()]
     for name, iou, accuracy in zip(class_names, matrix.iou(), matrix.accuracy(), strict=True):
         if name not in absent:

@@ -4,7 +4,7 @@
     python common/toy_dataset.py voc data/toy_voc --train 40 --val 10 --height 256 --width 512 --seed 3
 
 Layouts: cityscapes, pascal_context, ade20k, voc, voc_aug, coco, lip (people seen close), sbu (shadows on the ground),
-camvid and custom. The same seed gives the same bytes, and picture i does not depend on how many there are.
+camvid and custom. The same seed gives the same bytes, and image i does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def write_toy_dataset(
     Args:
         layout: One of `layouts()`.
         root: Folder for the data set: new, empty, or one that an earlier call with the same arguments wrote.
-        num_train: Pictures in train (voc_aug: in VOC train + SBD without VOC val).
-        num_val: Pictures in val. Layouts with a test split (and Cityscapes' coarse extra) have a fifth of it there.
-        size: (height, width) of all pictures.
+        num_train: Images in train (voc_aug: in VOC train + SBD without VOC val).
+        num_val: Images in val. Layouts with a test split (and Cityscapes' coarse extra) have a fifth of it there.
+        size: (height, width) of all images.
         seed: Not negative.
 
     Returns:
@@ -124,15 +124,15 @@ def main() -> None:
     add = parser.add_argument
     add("layout", metavar="LAYOUT", help=", ".join(layouts()))
     add("root", metavar="ROOT", help="folder to write into")
-    add("--train", type=int, default=200, metavar="N", help="pictures in train (default: 200)")
-    add("--val", type=int, default=50, metavar="N", help="pictures in val (default: 50)")
-    add("--height", type=int, default=128, metavar="PIXELS", help="of the pictures (default: 128)")
-    add("--width", type=int, default=256, metavar="PIXELS", help="of the pictures (default: 256)")
+    add("--train", type=int, default=200, metavar="N", help="images in train (default: 200)")
+    add("--val", type=int, default=50, metavar="N", help="images in val (default: 50)")
+    add("--height", type=int, default=128, metavar="PIXELS", help="of the images (default: 128)")
+    add("--width", type=int, default=256, metavar="PIXELS", help="of the images (default: 256)")
     add("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default: 0)")
     args = parser.parse_args()
     size = (args.height, args.width)
     root = write_toy_dataset(args.layout, args.root, args.train, args.val, size, args.seed)
-    print(f"{root}: toy data set, layout {args.layout}, {args.train} + {args.val} pictures of {size[0]}x{size[1]}")
+    print(f"{root}: toy data set, layout {args.layout}, {args.train} + {args.val} images of {size[0]}x{size[1]}")
 
 
 if __name__ == "__main__":

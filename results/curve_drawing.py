@@ -19,7 +19,7 @@ Spec = dict[str, Any]
 
 
 def curve_spec(row: TableRow) -> Spec | None:
-    """What the picture of a row shows, as plain values; None for a row without a curve."""
+    """What the image of a row shows, as plain values; None for a row without a curve."""
     if not any(len(series.evaluations) > 1 for series in row.series):
         return None
     lines = [
@@ -44,13 +44,13 @@ def curve_spec(row: TableRow) -> Spec | None:
 
 
 def spec_digest(spec: Spec) -> str:
-    """Of what a picture shows and of the code that draws it."""
+    """Of what an image shows and of the code that draws it."""
     text = json.dumps(spec, sort_keys=True).encode()
     return hashlib.sha256(Path(__file__).read_bytes() + text).hexdigest()
 
 
 def is_up_to_date(path: Path, spec: Spec) -> bool:
-    """Whether the file is the picture of this, untouched."""
+    """Whether the file is the image of this, untouched."""
     return path.is_file() and is_sealed(path.read_bytes(), spec_digest(spec))
 
 
@@ -67,15 +67,15 @@ def draw_all(specs: Sequence[Spec]) -> list[bytes]:
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=6)
     axes.grid(alpha=0.25)
-    pictures = []
+    images = []
     for spec in specs:
         _draw(axes, spec)
         png = io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
-        pictures.append(seal(png.getvalue(), spec_digest(spec)))
+        images.append(seal(png.getvalue(), spec_digest(spec)))
         for line in list(axes.lines):
             line.remove()
-    return pictures
+    return images
 
 
 def _draw(axes: Axes, spec: Spec) -> None:

@@ -1,10 +1,10 @@
-"""Makes the page's pictures of a run: a few validation pictures of the embedded data, with label and prediction.
+"""Makes the page's images of a run: a few validation images of the embedded data, with label and prediction.
 
     python results/make_panels.py projects/stdc_seg/output/quickstart_s0_20261121_3c5f26a
 
 The folder is the one that training left, with best.safetensors in it; the run must be recorded (record.py). The
-project's own predict.py or demo.py predicts. The pictures go to results/panels/<project>/<run>/. Only the embedded data
-is shown: pictures of other data sets are not ours to publish.
+project's own predict.py or demo.py predicts. The images go to results/panels/<project>/<run>/. Only the embedded data
+is shown: images of other data sets are not ours to publish.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
-from common.labels import LabelSet, label_set
-from common.samples.list_dataset import ListDataset, Sample, find_root
 from common.images.encode import jpeg_bytes, palette_png_bytes
 from common.images.read import read_label
+from common.labels import LabelSet, label_set
+from common.samples.list_dataset import ListDataset, Sample, find_root
 from results.recorded_runs import RecordedRun, read_recorded
 
 import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNT = 3  # pictures, evenly over the validation list
+COUNT = 3  # images, evenly over the validation list
 LONGEST_SIDE = 320  # pixels in the page
 
 
@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder with best.safetensors")
     args = parser.parse_args()
     written = make_panels(args.run, ROOT)
-    print(f"written: {len(written)} pictures in {written[0].parent}; now: python results/make_tables.py")
+    print(f"written: {len(written)} images in {written[0].parent}; now: python results/make_tables.py")
 
 
 def make_panels(folder: Path, root: Path) -> list[Path]:
-    """Predicts and writes the pictures of the run in `folder`; returns their paths.
+    """Predicts and writes the images of the run in `folder`; returns their paths.
 
     Raises:
         UserError: The run is not recorded, not of the embedded data, or its weights are missing.
@@ -79,30 +79,30 @@ def _samples(run: RecordedRun, labels: LabelSet) -> list[tuple[Path, Sample]]:
     return [(Path(dataset.pairs[index].image), dataset.load(index)) for index in chosen]
 
 
-def _predict(project: str, weights: Path, pictures: list[Path], output: Path, root: Path) -> list[np.ndarray]:
-    """Train ids of every picture, by the project's own command."""
+def _predict(project: str, weights: Path, images: list[Path], output: Path, root: Path) -> list[np.ndarray]:
+    """Train ids of every image, by the project's own command."""
     is_demo = (root / "projects" / project / "demo.py").is_file()
     words = ("demo.py", "--input-pic", "--outdir") if is_demo else ("predict.py", "--input", "--output")
     command = [sys.executable, words[0], "--weights", str(weights.resolve()), words[1]]
-    command += [str(path.resolve()) for path in pictures] + [words[2], str(output)]
+    command += [str(path.resolve()) for path in images] + [words[2], str(output)]
     done = subprocess.run(command, cwd=root / "projects" / project, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"projects/{project}/{words[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
-    found = [sorted(output.rglob(f"{path.stem}_ids.png")) for path in pictures]
+    found = [sorted(output.rglob(f"{path.stem}_ids.png")) for path in images]
     if any(len(paths) != 1 for paths in found):
-        raise UserError(f"projects/{project}/{words[0]} left no <picture>_ids.png for every picture")
+        raise UserError(f"projects/{project}/{words[0]} left no <image>_ids.png for every image")
     return [read_label(paths[0]) for paths in found]
 
 
 def _write(stem: Path, sample: Sample, prediction: np.ndarray, labels: LabelSet) -> list[Path]:
-    """Writes <stem>_picture.jpg, _label.png and _prediction.png, all of one small size."""
+    """Writes <stem>_image.jpg, _label.png and _prediction.png, all of one small size."""
     height, width = sample.label.shape
     scale = min(1.0, LONGEST_SIDE / max(height, width))
     size = (round(width * scale), round(height * scale))  # OpenCV: (width, height)
     palette = np.zeros((256, 3), np.uint8)
     palette[: labels.num_classes] = labels.palette
     files = {
-        "picture.jpg": jpeg_bytes(cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA)),
+        "image.jpg": jpeg_bytes(cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA)),
         "label.png": palette_png_bytes(cv2.resize(sample.label, size, interpolation=cv2.INTER_NEAREST), palette),
         "prediction.png": palette_png_bytes(cv2.resize(prediction, size, interpolation=cv2.INTER_NEAREST), palette),
     }

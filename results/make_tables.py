@@ -37,7 +37,7 @@ AT_ONCE = 4  # curves that a process draws before it hands them over
 
 @dataclass(frozen=True)
 class Products:
-    """What belongs into the repository: texts and pictures by path, and READMEs that lack the marks."""
+    """What belongs into the repository: texts and images by path, and READMEs that lack the marks."""
 
     texts: dict[Path, str]
     curves: dict[Path, Spec]
@@ -45,7 +45,7 @@ class Products:
 
 
 def build(root: Path) -> Products:
-    """Makes everything but the pictures, which are described.
+    """Makes everything but the images, which are described.
 
     Raises:
         UserError: A run, a benchmark or a reference is not sound.
@@ -108,8 +108,8 @@ def write(root: Path, products: Products) -> list[Path]:
     wanted = [path for path, spec in products.curves.items() if not is_up_to_date(path, spec)]
     groups = [wanted[start : start + AT_ONCE] for start in range(0, len(wanted), AT_ONCE)]
     drawn = parallel_map(draw_all, [[products.curves[path] for path in group] for group in groups], "curves")
-    for group, pictures in zip(groups, drawn, strict=True):
-        for path, png in zip(group, pictures, strict=True):
+    for group, images in zip(groups, drawn, strict=True):
+        for path, png in zip(group, images, strict=True):
             with atomic_write(path, "wb") as stream:
                 stream.write(png)
     strays = _strays(root, products)
@@ -137,7 +137,7 @@ def _check_panels(folder: Path, runs: Sequence[RecordedRun]) -> None:
     known = {(run.project, run.name) for run in runs}
     for path in folder.glob("*/*"):
         if (path.parent.name, path.name) not in known:
-            raise UserError(f"{path}: pictures of a run that is not recorded: remove the folder, or record the run")
+            raise UserError(f"{path}: images of a run that is not recorded: remove the folder, or record the run")
 
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from results.table_rows import COMPARABLE, TableRow
 
 BEST_AND_LAST = (
-    "mIoU in per cent. **Ours** is the checkpoint with the highest mIoU on the validation pictures, and in brackets "
+    "mIoU in per cent. **Ours** is the checkpoint with the highest mIoU on the validation images, and in brackets "
     "the last one; over several seeds the mean ± the sample standard deviation of these. A difference to a published "
     "number is given only for full runs on the same split under the same protocol. *From memory*: nobody has looked "
     "that number up."
 )
 
-# Brackets of links and pictures, code, bold and struck out text; "_" where it stands at an end of a word.
+# Brackets of links and images, code, bold and struck out text; "_" where it stands at an end of a word.
 _MARKDOWN = re.compile(r"[\\|`*~\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
@@ -57,7 +57,7 @@ def difference(row: TableRow) -> str:
 
 
 def overview(rows: Sequence[TableRow], with_curve: set[str]) -> str:
-    """results/README.md; `with_curve` holds the ids of rows that have a picture."""
+    """results/README.md; `with_curve` holds the ids of rows that have an image."""
     measured = [row for row in rows if row.runs]
     missing = [row for row in rows if not row.runs]
     projects = sorted({row.project for row in rows})
@@ -86,7 +86,7 @@ What a full run takes. GPU hours are estimates; [the projects' tables](tables) s
 
 ```bash
 python results/record.py RUN_DIR          # checks a finished run and copies its files to results/runs
-python results/make_panels.py RUN_DIR     # picture, label and prediction of embedded pictures, for the page
+python results/make_panels.py RUN_DIR     # image, label and prediction of embedded images, for the page
 python results/make_tables.py             # makes all tables, curves and the page; --check finds what is stale
 python results/reproduce.py ROW           # how a row is trained again; --run does it and compares every digit
 ```

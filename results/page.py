@@ -1,4 +1,4 @@
-"""`site/index.html`: every row, curve and picture in one page that loads nothing from elsewhere.
+"""`site/index.html`: every row, curve and image in one page that loads nothing from elsewhere.
 
 The chart library, Plotly, is in the page, compressed; the page unpacks it once the table is on the screen.
 """
@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 
 SITE = Path(__file__).with_name("site")
 MOST_POINTS = 120  # of a curve
-PANEL_KINDS = {"picture": "jpg", "label": "png", "prediction": "png"}
+PANEL_KINDS = {"image": "jpg", "label": "png", "prediction": "png"}
 _LIBRARY = re.compile(r'<script type="text/plain" id="plotly" data-sha256="([0-9a-f]{64})">([A-Za-z0-9+/=]+)</script>')
 
 
@@ -31,7 +31,7 @@ def build_page(rows: Sequence[TableRow], panels: Path, previous: str = "") -> st
 
     Args:
         rows: The table's rows.
-        panels: Folder with <project>/<run>/<name>_{picture,label,prediction}.
+        panels: Folder with <project>/<run>/<name>_{image,label,prediction}.
         previous: The page as it is. Its compressed library is kept if it unpacks to the same one: another version of
             zlib writes other bytes.
     """
@@ -50,9 +50,9 @@ def build_page(rows: Sequence[TableRow], panels: Path, previous: str = "") -> st
 
 
 def page_data(rows: Sequence[TableRow], panels: Path) -> dict[str, Any]:
-    """What the page's script reads; pictures and lists of classes that several rows share are in it once."""
+    """What the page's script reads; images and lists of classes that several rows share are in it once."""
     classes: dict[tuple[str, ...], int] = {}
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     entries = []
     for row in rows:
         names = tuple(row.runs[0].env["class_names"]) if row.runs else ()
@@ -61,10 +61,10 @@ def page_data(rows: Sequence[TableRow], panels: Path) -> dict[str, Any]:
                 **_row_data(row),
                 "classes": classes.setdefault(names, len(classes)),
                 "ious": _class_means(row),
-                "panels": _panels(row, panels, pictures),
+                "panels": _panels(row, panels, images),
             }
         )
-    return {"rows": entries, "classes": list(classes), "pictures": list(pictures)}
+    return {"rows": entries, "classes": list(classes), "images": list(images)}
 
 
 def _row_data(row: TableRow) -> dict[str, Any]:
@@ -124,18 +124,18 @@ def _class_means(row: TableRow) -> list[float | None]:
     return means
 
 
-def _panels(row: TableRow, folder: Path, pictures: dict[str, int]) -> list[dict[str, Any]]:
-    """The pictures of the row's newest run, as indices into the page's list of them."""
+def _panels(row: TableRow, folder: Path, images: dict[str, int]) -> list[dict[str, Any]]:
+    """The images of the row's newest run, as indices into the page's list of them."""
     if not row.runs or "~" in row.row_id:
         return []
     found = []
-    for path in sorted((folder / row.project / row.runs[0].name).glob("*_picture.jpg")):
-        name = path.name.removesuffix("_picture.jpg")
+    for path in sorted((folder / row.project / row.runs[0].name).glob("*_image.jpg")):
+        name = path.name.removesuffix("_image.jpg")
         panel: dict[str, Any] = {"name": name}
         for kind, suffix in PANEL_KINDS.items():
             data = base64.b64encode(path.with_name(f"{name}_{kind}.{suffix}").read_bytes()).decode()
             address = f"data:image/{'jpeg' if suffix == 'jpg' else suffix};base64,{data}"
-            panel[kind] = pictures.setdefault(address, len(pictures))
+            panel[kind] = images.setdefault(address, len(images))
         found.append(panel)
     return found
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError, shown
-from common.run_log import EVAL_COLUMNS, PER_CLASS_COLUMNS, read_run
 from common.config.strict_yaml import load_yaml
+from common.run_log import EVAL_COLUMNS, PER_CLASS_COLUMNS, read_run
 
 RUN_FILES = ("config.yaml", "env.json", "train.csv", "eval.csv", "per_class.csv", "curve.png")
 EVAL_FILES = ("eval.csv", "per_class.csv")

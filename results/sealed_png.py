@@ -1,6 +1,6 @@
-"""Pictures that say what they were drawn from, and that nobody has changed them since.
+"""Images that say what they were drawn from, and that nobody has changed them since.
 
-A sealed PNG ends with a text chunk of two digests: of what it shows, and of its other bytes. So a picture is drawn
+A sealed PNG ends with a text chunk of two digests: of what it shows, and of its other bytes. So an image is drawn
 again only where its content has changed, and is checked without drawing it, on whatever machine and library version.
 """
 

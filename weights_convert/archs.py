@@ -1,4 +1,4 @@
-"""What can be converted: where it comes from, which Paddle network it fills, how its pictures are prepared."""
+"""What can be converted: where it comes from, which Paddle network it fills, how its images are prepared."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Arch:
         build: Number of classes -> the Paddle network.
         sources: Whose checkpoints are taken; the first is the one that random weights are drawn for.
         num_classes: Of the published weights.
-        mean: Of RGB pictures scaled to 0..1, as the published weights expect it.
+        mean: Of RGB images scaled to 0..1, as the published weights expect it.
         std: Likewise.
     """
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from common.cli import UserError, did_you_mean
 from weights_convert.archs import Arch, Source
+from weights_convert.images import real_image
 from weights_convert.name_map import NameMap, Pairing, pair_tensors, read_name_map
 from weights_convert.networks import Network, TorchNetwork, randomise
 from weights_convert.onnx_witness import onnx_outputs, require_same
-from weights_convert.pictures import real_picture
 from weights_convert.proof import Proof, ProofInput, print_table, proof_inputs, prove
 from weights_convert.weight_files import read_weights
 
@@ -30,14 +30,14 @@ class Options:
 
     Attributes:
         source: Whose names the PyTorch side has; None: recognised by the names, or the first.
-        picture: A photograph for the proof.
-        mean: Of RGB pictures scaled to 0..1.
+        image: A photograph for the proof.
+        mean: Of RGB images scaled to 0..1.
         std: Likewise.
         onnx: Ask ONNX Runtime too.
     """
 
     source: str | None = None
-    picture: Path | None = None
+    image: Path | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     onnx: bool = False
@@ -55,9 +55,9 @@ class Conversion:
         source_network: Built, with random weights until filled.
         target_network: The Paddle network, likewise.
         pairing: The name map worked out on them.
-        mean: Of the pictures.
+        mean: Of the images.
         std: Likewise.
-        picture: What the real picture is.
+        image: What the real image is.
         inputs: Of the proof.
         proof: Once it is given.
         onnx_difference: ONNX Runtime's, once measured.
@@ -73,7 +73,7 @@ class Conversion:
     pairing: Pairing
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    picture: str
+    image: str
     inputs: list[ProofInput]
     proof: Proof | None = None
     onnx_difference: float | None = None
@@ -126,10 +126,10 @@ def start(arch: Arch, tensors: dict[str, np.ndarray] | None, paddle_side: bool, 
         options: See there.
 
     Raises:
-        UserError: An unknown source, an unreadable picture, or a name map that does not fit.
+        UserError: An unknown source, an unreadable image, or a name map that does not fit.
     """
     started = time.perf_counter(), time.process_time()
-    photograph, title = real_picture(options.picture)
+    photograph, title = real_image(options.image)
     mean, std = options.mean or arch.mean, options.std or arch.std
     source = _choose_source(arch, None if paddle_side else tensors, options.source)
     name_map = read_name_map(source.name_map)
@@ -147,7 +147,7 @@ def start(arch: Arch, tensors: dict[str, np.ndarray] | None, paddle_side: bool, 
         pairing=pair_tensors(name_map, source_network, target_network),
         mean=mean,
         std=std,
-        picture=title,
+        image=title,
         inputs=proof_inputs(photograph, name_map.odd_size, mean, std),
         started=started,
     )

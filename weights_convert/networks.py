@@ -1,4 +1,4 @@
-"""A network of either framework behind one face: its tensors, its layers, and what its layers give for a picture."""
+"""A network of either framework behind one face: its tensors, its layers, and what its layers give for an image."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def randomise(network: Network, seed: int) -> None:
 
     Weights are Kaiming-normal (fan-in), a tenth of the gains is negative. Running statistics are those of noise of
     several contrasts and colours, so that activations neither vanish nor explode in evaluation mode, as in a trained
-    network, also behind a global average, where only the differences between pictures count. Normalised values are
+    network, also behind a global average, where only the differences between images count. Normalised values are
     shifted by 1 to 2 of their deviations: around 0 every ReLU would enlarge a rounding error (by a factor of
     pi / (pi - 1) in variance: Yang et al., "A Mean Field Theory of Batch Normalization", ICLR 2019), and 50 layers
     later nothing could be told from it.

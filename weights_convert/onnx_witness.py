@@ -36,7 +36,7 @@ def onnx_outputs(
         source_name: Of the source within it.
         num_classes: Of the network.
         source: Whose weights are exported.
-        images: One picture (1, 3, H, W), normalised.
+        images: One image (1, 3, H, W), normalised.
 
     Raises:
         UserError: The export failed.

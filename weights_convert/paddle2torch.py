@@ -70,7 +70,7 @@ def _left_out(conversion: Conversion, path: Path) -> dict[str, np.ndarray]:
 def main() -> None:
     """The command."""
     args = _parse_args()
-    options = Options(args.source, args.picture, None, None, args.onnx)
+    options = Options(args.source, args.image, None, None, args.onnx)
     conversion, written, absent = convert_back(find_arch(args.arch), args.weights, args.out, options, args.licence)
     print("written: " + ", ".join(str(path) for path in written))
     if absent:
@@ -86,7 +86,7 @@ def _parse_args() -> argparse.Namespace:
     weights.add_argument("--source", metavar="NAME", help="whose names the result has (default: the list's first)")
     proof = parser.add_argument_group("proof")
     proof.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
-    proof.add_argument("--picture", type=Path, metavar="FILE", help="its real picture (default: one of data/camvid)")
+    proof.add_argument("--image", type=Path, metavar="FILE", help="its real image (default: one of data/camvid)")
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, type=Path, metavar="FILE", help=", ".join(TORCH_OUT_SUFFIXES))
     output.add_argument("--licence", metavar="TEXT", help="of the weights, for the card (default: not known)")

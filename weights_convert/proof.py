@@ -1,4 +1,4 @@
-"""The proof that two networks compute the same: stage by stage on random and real pictures of three sizes, one odd.
+"""The proof that two networks compute the same: stage by stage on random and real images of three sizes, one odd.
 
 A difference is max|a - b| / max|a| of an output, in evaluation mode, in float32, on the CPU. The stages are those of
 the family's name map. Besides, every layer that holds a tensor must have run, and is compared on the smallest input:
@@ -11,9 +11,9 @@ import dataclasses
 import re
 
 from common.cli import UserError
+from weights_convert.images import normalised
 from weights_convert.name_map import NameMap, Pairing
 from weights_convert.networks import OUTPUT, Network, Outputs
-from weights_convert.pictures import normalised
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Proof:
         inputs: Names of the inputs of `stages`.
         stages: In the order in which the source network runs them; the last row is the whole network's output.
         layers: Every layer that holds a tensor, on the last of the inputs.
-        agreement_percent: Share of pictures (or of pixels) with the same highest class.
+        agreement_percent: Share of images (or of pixels) with the same highest class.
     """
 
     inputs: tuple[str, ...]
@@ -87,14 +87,14 @@ class Proof:
 
 
 def proof_inputs(
-    picture: np.ndarray, odd_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+    image: np.ndarray, odd_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> list[ProofInput]:
-    """Returns a pair of random images and the picture at each of `EVEN_SIZES` and at `odd_size`, the smallest last.
+    """Returns a pair of random images and the image at each of `EVEN_SIZES` and at `odd_size`, the smallest last.
 
     Args:
-        picture: uint8 (H, W, 3), RGB.
+        image: uint8 (H, W, 3), RGB.
         odd_size: (height, width), both odd; the smallest of the sizes.
-        mean: Of RGB pictures scaled to 0..1.
+        mean: Of RGB images scaled to 0..1.
         std: Likewise.
     """
     rng = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def proof_inputs(
     for size in (*EVEN_SIZES, odd_size):
         name = f"{size[0]}x{size[1]}"
         inputs.append(ProofInput(f"{name} random", rng.standard_normal((2, 3, *size), dtype=np.float32)))
-        inputs.append(ProofInput(f"{name} picture", normalised(picture, size, mean, std)))
+        inputs.append(ProofInput(f"{name} image", normalised(image, size, mean, std)))
     return inputs
 
 

@@ -175,8 +175,8 @@ def main() -> int:
         return 0
     if args.all:
         if args.source or args.mean or args.std or args.weights != RANDOM or args.arch or args.out or args.check:
-            raise UserError("--all goes with --weights random, and besides with --onnx, --picture and --report alone")
-        return prove_all(Options(picture=args.picture, onnx=args.onnx), args.report)
+            raise UserError("--all goes with --weights random, and besides with --onnx, --image and --report alone")
+        return prove_all(Options(image=args.image, onnx=args.onnx), args.report)
     if args.report:
         raise UserError("--report is the table of --all: --all --weights random --report DIR")
     if args.arch is None:
@@ -184,7 +184,7 @@ def main() -> int:
     if args.weights is None:
         raise UserError(f"--arch {args.arch} needs --weights FILE, or --weights random")
     arch = find_arch(args.arch)
-    options = Options(args.source, args.picture, _triple(args.mean), _triple(args.std), args.onnx)
+    options = Options(args.source, args.image, _triple(args.mean), _triple(args.std), args.onnx)
     weights = None if args.weights == RANDOM else Path(args.weights)
     if args.check:
         if weights is None or args.out:
@@ -209,12 +209,12 @@ def _parse_args() -> argparse.Namespace:
     weights.add_argument("--weights", metavar="FILE", help="PyTorch weights, or the word random; no default")
     weights.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
     for name in ("mean", "std"):
-        text = f"{name} of the weights' pictures, scaled to 0..1 (default: the published weights')"
+        text = f"{name} of the weights' images, scaled to 0..1 (default: the published weights')"
         weights.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
     proof = parser.add_argument_group("proof")
     proof.add_argument("--all", action="store_true", help="prove everything in the list")
     proof.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
-    proof.add_argument("--picture", type=Path, metavar="FILE", help="its real picture (default: one of data/camvid)")
+    proof.add_argument("--image", type=Path, metavar="FILE", help="its real image (default: one of data/camvid)")
     proof.add_argument("--check", type=Path, metavar="FILE", help="a Paddle file to prove (default: one is written)")
     output = parser.add_argument_group("output")
     suffixes = ".pdparams, .safetensors, or a name for both (default: no file, the proof alone)"

@@ -1,6 +1,6 @@
 """What the commands of each project are, for the tests of this folder: one table of five rows, `TARGETS`.
 
-Every row trains a tiny network on tiny pictures in one and the same folder of data (`write_data`). Nothing else in this
+Every row trains a tiny network on tiny images in one and the same folder of data (`write_data`). Nothing else in this
 folder knows a project.
 """
 
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # One thread: tests run two at a time on two cores, and the frameworks must not share them unevenly.
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 CLASSES = ("one", "two", "three")
-SIZE = (72, 80)  # height and width of the pictures
+SIZE = (72, 80)  # height and width of the images
 
 
 class Command(NamedTuple):
@@ -71,7 +71,7 @@ class Target:
         config: Its smallest experiment, a file in its configs/.
         small: Words of train.py that make that experiment tiny.
         key: (key of the experiment, value) -> the words of train.py that set it; keys are "section.key" of config.py.
-        predict_words: (weights, picture, output) -> words of its predicting script.
+        predict_words: (weights, image, output) -> words of its predicting script.
         predict_script: The name of that script.
         resumable: Whether train.py has --resume, and the project eval.py, export.py and a predicting script.
         in_processes: Whether train.py can be started in several processes.
@@ -107,9 +107,9 @@ class Target:
         """Evaluation of a checkpoint."""
         return self.command("eval", "--weights", weights, "--data", data, "--output", output, *more)
 
-    def predict(self, weights: Path, picture: Path, output: Path) -> Command:
-        """Prediction of a picture, or of a folder of them."""
-        return self.command(self.predict_script, *self.predict_words(weights, picture, output))
+    def predict(self, weights: Path, image: Path, output: Path) -> Command:
+        """Prediction of an image, or of a folder of them."""
+        return self.command(self.predict_script, *self.predict_words(weights, image, output))
 
     def export(self, weights: Path, output: Path, *more: object) -> Command:
         """Export of a checkpoint."""
@@ -129,16 +129,16 @@ def _underscored_option(key: str, value: object) -> tuple[str, ...]:
     return (f"--{key.partition('.')[2]}", str(value))
 
 
-def _input_words(weights: Path, picture: Path, output: Path) -> tuple[object, ...]:
-    return ("--weights", weights, "--input", picture, "--output", output)
+def _input_words(weights: Path, image: Path, output: Path) -> tuple[object, ...]:
+    return ("--weights", weights, "--input", image, "--output", output)
 
 
-def _input_words_in_paddle(weights: Path, picture: Path, output: Path) -> tuple[object, ...]:
-    return (*_input_words(weights, picture, output), "--runtime", "paddle")  # without an export first
+def _input_words_in_paddle(weights: Path, image: Path, output: Path) -> tuple[object, ...]:
+    return (*_input_words(weights, image, output), "--runtime", "paddle")  # without an export first
 
 
-def _demo_words(weights: Path, picture: Path, output: Path) -> tuple[object, ...]:
-    return ("--weights", weights, "--input-pic", picture, "--outdir", output)
+def _demo_words(weights: Path, image: Path, output: Path) -> tuple[object, ...]:
+    return ("--weights", weights, "--input-pic", image, "--outdir", output)
 
 
 TARGETS = (
@@ -202,7 +202,7 @@ RESUMABLE = tuple(target for target in TARGETS if target.resumable)
 
 
 def write_data(root: Path, count: int = 6, size: tuple[int, int] = SIZE) -> Path:
-    """Pictures of coloured squares with their labels, which every project reads. Returns `root`.
+    """Images of coloured squares with their labels, which every project reads. Returns `root`.
 
     They lie as in Cityscapes (leftImg8bit/ and gtFine/, for paddleseg), with lists (train.txt: two thirds; val.txt) and
     classes.yaml for the others. Labels hold 0, 1 and 2.
@@ -226,8 +226,8 @@ def write_data(root: Path, count: int = 6, size: tuple[int, int] = SIZE) -> Path
     return root
 
 
-def pictures(root: Path, split: str = "train") -> list[Path]:
-    """The pictures of a list that `write_data` wrote, in its order."""
+def images(root: Path, split: str = "train") -> list[Path]:
+    """The images of a list that `write_data` wrote, in its order."""
     return [root / line.partition(",")[0] for line in (root / f"{split}.txt").read_text().splitlines()]
 
 

@@ -12,7 +12,7 @@ import pytest
 from bad_input import MODEL, nothing_written, read_safetensors, refusal, require_refusal, trained, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import RESUMABLE, call, pictures, run
+from targets import RESUMABLE, call, images, run
 
 SLOW = pytest.mark.slow
 PER_PROJECT = pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)
@@ -81,7 +81,7 @@ def test_what_is_no_checkpoint_is_refused(target, tmp_path, tried):
     _, tensors = read_safetensors(best)
     others = [other for other in RESUMABLE if other is not target]
     kinds = {
-        "a picture": pictures(trained(target).data)[0].read_bytes(),
+        "an image": images(trained(target).data)[0].read_bytes(),
         "a config": (trained(target).folder / "config.yaml").read_bytes(),
         "zeros": bytes(10_000),
         "a header beyond measure": b"\xff" * 8 + b"{}",
@@ -246,7 +246,7 @@ def doors(target, weights: Path, out: Path) -> dict:
     """Every command of a project that opens weights."""
     return {
         "eval": target.eval(weights, trained(target).data, out),
-        "predict": target.predict(weights, pictures(trained(target).data)[0], out),
+        "predict": target.predict(weights, images(trained(target).data)[0], out),
         "export": target.export(weights, out, "--size", 65, 97),
     }
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
-from common.labels import load_custom
 from common.config.strict_yaml import load_yaml
+from common.labels import load_custom
 
 import pytest
 import yaml
@@ -143,7 +143,7 @@ NO_CONFIGS = {
     "a tab": (b"train:\n\titers: 1\n", "not valid YAML"),
     "an open bracket": (b"train: [1, 2\n", "not valid YAML"),
     "utf-16": ("train: 1\n".encode("utf-16"), "cannot be read"),
-    "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "cannot be read"),
+    "an image": (b"\x89PNG\r\n\x1a\n\0\0", "cannot be read"),
     "zero characters": (b"train: a\0b\n", "not valid YAML"),
     "a control character": (b'data: {root: "\\x1b[2J"}\n', "control character"),
     "half a character": (b'data: {root: "\\ud800"}\n', "control character"),

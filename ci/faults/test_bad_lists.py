@@ -91,7 +91,7 @@ BAD = {
     "a mark alone": (b"\xef\xbb\xbf", "the list is empty"),
     "utf-16": (GOOD.encode("utf-16"), "not UTF-8 text"),
     "gbk": ("街道/图像.png,街道/标签.png\n".encode("gbk"), "not UTF-8 text"),
-    "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not UTF-8 text"),
+    "an image": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not UTF-8 text"),
     "zero characters": (b"a.png,a_\0label.png\n", "line 1: '\\x00'"),
     "a terminal's commands": (b"a.png,\x1b[2Ja_label.png\n", "line 1: '\\x1b'"),
     "a line without end": (b"a" * 20_000 + b",b\n", "20002 characters"),

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from awesome_pytorch_seg.data.archives import unpack
 from common.cli import UserError
-from common.labels import load_custom
-from common.weights.pdparams import load_without_code
-from common.run_log import read_run
 from common.config.strict_yaml import load_yaml
+from common.labels import load_custom
+from common.run_log import read_run
+from common.weights.pdparams import load_without_code
 from paddleseg_benchmark.paddleseg_compat import load_as_tensors
 from results.make_tables import build
 from results.record import record
@@ -35,7 +35,7 @@ import yaml
 from bad_input import nothing_written, refusal, require_refusal, trained
 from crafted_run import results_tree, write_run
 from markdown_it import MarkdownIt
-from targets import RESUMABLE, TARGETS, call, pictures, write_data
+from targets import RESUMABLE, TARGETS, call, images, write_data
 
 # --- what runs where it is opened carelessly ------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ def load_backbone_file(module, paths):
 def test_every_door_of_a_project_leaves_the_canary_alone(target, canary, tmp_path, tried):
     """eval, predict, export and --resume, with each kind of file called checkpoint and export."""
     run = trained(target)
-    picture, out = pictures(run.data)[0], tmp_path / "out"
+    image, out = images(run.data)[0], tmp_path / "out"
     tried("a file that runs code, given to a command", target.name, 5 * len(CARELESS))
     for kind, (write, _) in CARELESS.items():
         weights = tmp_path / "in" / f"{kind}.safetensors"
@@ -153,8 +153,8 @@ def test_every_door_of_a_project_leaves_the_canary_alone(target, canary, tmp_pat
         onnx = weights.with_suffix(".onnx")
         onnx.write_bytes(weights.read_bytes())
         commands = [
-            *(target.eval(weights, run.data, out), target.predict(weights, picture, out), target.export(weights, out)),
-            *(target.command("train", "--resume", weights), target.predict(onnx, picture, out)),
+            *(target.eval(weights, run.data, out), target.predict(weights, image, out), target.export(weights, out)),
+            *(target.command("train", "--resume", weights), target.predict(onnx, image, out)),
         ]
         for command in commands:
             with nothing_written(out, weights.parent):
@@ -317,7 +317,7 @@ EVIL = (
     "]]><svg onload=alert(1)>",
     "' autofocus onfocus='alert(1)",
     "[click](javascript:alert(1))",
-    "![picture](http://example.org/x.png)",
+    "![image](http://example.org/x.png)",
     "a | b | c",
     "two\nlines\n\n# title\n\n- item",
     "`code` and ``more``",

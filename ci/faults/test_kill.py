@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from common.files import atomic_write
-from common.samples.list_dataset import draw_toy
-from common.lists.list_file import read_list
 from common.images.read import read_label
+from common.lists.list_file import read_list
+from common.samples.list_dataset import draw_toy
 from common.toy_dataset import write_toy_dataset
 from weights_convert.weight_files import read_weights
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from targets import TARGETS, run, run_folder, run_script, write_data
 
-STEPS, PICTURES = 1000, 2000
-WARM_UP = 300  # steps or pictures after which memory no longer grows: allocators and caches are filled
-SLOPE_MB = 1.0  # per 100 steps or pictures
+STEPS, IMAGES = 1000, 2000
+WARM_UP = 300  # steps or images after which memory no longer grows: allocators and caches are filled
+SLOPE_MB = 1.0  # per 100 steps or images
 SECONDS = 500  # a limit, not a promise
 
-# Notes the resident memory at every step (a row of train.csv) or picture (an update of the confusion matrix).
+# Notes the resident memory at every step (a row of train.csv) or image (an update of the confusion matrix).
 MEASURED = """
 import json, os, sys
 from pathlib import Path
@@ -44,7 +44,7 @@ finally:
 
 
 def resident_memory(command, of_steps, tmp_path):
-    """Bytes at each step or picture of a command."""
+    """Bytes at each step or image of a command."""
     output = tmp_path / "resident.json"
     script = MEASURED.format(module=command.module, of_steps=of_steps)
     outcome = run_script(script, (output, *command.words), SECONDS)
@@ -75,7 +75,7 @@ def test_training_in_flat_memory(target, tmp_path, tried):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_evaluation_in_flat_memory(target, tmp_path, tried):
-    tried(f"{PICTURES} pictures evaluated in flat memory", target.name, PICTURES)
+    tried(f"{IMAGES} images evaluated in flat memory", target.name, IMAGES)
     data = write_data(tmp_path / "data")
     repeat_val(data)
     if target.resumable:
@@ -85,17 +85,17 @@ def test_evaluation_in_flat_memory(target, tmp_path, tried):
     else:
         command = target.train(data, tmp_path / "out", 1, "--do_eval")
     resident = resident_memory(command, False, tmp_path)
-    assert len(resident) == PICTURES
+    assert len(resident) == IMAGES
     slope = slope_mb(resident)
-    print(f"{target.name}: {slope:+.3f} MB per 100 pictures, {resident[-1] / 1e6:.0f} MB in the end")
+    print(f"{target.name}: {slope:+.3f} MB per 100 images, {resident[-1] / 1e6:.0f} MB in the end")
     assert slope < SLOPE_MB
 
 
 def repeat_val(data):
-    """Makes the few validation pictures PICTURES of other names."""
+    """Makes the few validation images IMAGES of other names."""
     lines = (data / "val.txt").read_text().split()
     more = []
-    for number in range(PICTURES - len(lines)):
+    for number in range(IMAGES - len(lines)):
         pair = lines[number % len(lines)].split(",")
         names = [name.replace("town/", f"town/{number}_again_") for name in pair]
         for old, new in zip(pair, names, strict=True):

@@ -1,4 +1,4 @@
-"""Losses that are no numbers, pictures that never arrive, loaders and ranks that die: each ends with a message."""
+"""Losses that are no numbers, images that never arrive, loaders and ranks that die: each ends with a message."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from common.run_log import read_run
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from targets import RESUMABLE, TARGETS, call, error_line, launch, pictures, run_folder, run_script, write_data
+from targets import RESUMABLE, TARGETS, call, error_line, images, launch, run_folder, run_script, write_data
 
 SECONDS = 90  # in which each of these ends, start of the program included; most of it is the import of a framework
 
@@ -19,8 +19,8 @@ SECONDS = 90  # in which each of these ends, start of the program included; most
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(target, tmp_path, tried):
-    tried("loss NaN: stopped before the update, the batch's pictures named in a file", target.name)
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(target, tmp_path, tried):
+    tried("loss NaN: stopped before the update, the batch's images named in a file", target.name)
     data = write_data(tmp_path / "data")
     words = target.key("optimizer.learning_rate", 1.0e30)
     line = error_line(call(target.train(data, tmp_path / "out", 20, *words)))
@@ -28,7 +28,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(target, t
     (report,) = (tmp_path / "out").glob("*/nonfinite_loss_step*.json")
     assert str(report) in line
     content, folder = json.loads(report.read_text()), run_folder(tmp_path / "out")
-    known = {str(path) for path in pictures(data)}
+    known = {str(path) for path in images(data)}
     assert len(content["images"]) == 2 and set(content["images"]) <= known
     assert content["step"] == len(read_run(folder).train) + 1 > 1
     for path in folder.glob("*.safetensors"):
@@ -47,7 +47,7 @@ def test_weights_that_are_no_numbers_are_not_saved_by_the_zoo(tmp_path, tried):
 
 # --- loaders ---------------------------------------------------------------------------------------------------------
 
-# One picture is never read. A wait without end stands for a network drive that does not answer.
+# One image is never read. A wait without end stands for a network drive that does not answer.
 HANG = """
 import sys, threading
 import common.samples.list_dataset as lists
@@ -64,11 +64,11 @@ run_command(main)
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)
-def test_a_picture_that_never_arrives(target, workers, tmp_path, tried):
-    tried("a picture that never arrives: named, the run ended", target.name)
+def test_an_image_that_never_arrives(target, workers, tmp_path, tried):
+    tried("an image that never arrives: named, the run ended", target.name)
     data = write_data(tmp_path / "data")
     command = target.train(data, tmp_path / "out", 20, *target.key("train.num_workers", workers))
-    hanging = pictures(data)[0]
+    hanging = images(data)[0]
     outcome = run_script(HANG.format(module=command.module), [hanging, *command.words], SECONDS)
     assert f"{hanging} or its label: not read in 1 seconds" in error_line(outcome)
 
@@ -87,11 +87,11 @@ run_command(main)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_never_arrives_in_the_zoo(workers, tmp_path, tried):
-    tried("a picture that never arrives: named, the run ended", TARGETS[-1].name)
+def test_an_image_that_never_arrives_in_the_zoo(workers, tmp_path, tried):
+    tried("an image that never arrives: named, the run ended", TARGETS[-1].name)
     data = write_data(tmp_path / "data")
     command = TARGETS[-1].train(data, tmp_path / "out", 20, "--num_workers", workers)
-    hanging = pictures(data)[0]
+    hanging = images(data)[0]
     line = error_line(run_script(HANG_PADDLESEG, [hanging, *command.words], SECONDS))
     assert str(hanging) in line and "not read in 3 seconds" in line
 
@@ -119,7 +119,7 @@ def test_a_loader_process_that_is_killed(tmp_path, tried):
     tried("a loader process killed: a message, the run ended", TARGETS[-1].name)
     data = write_data(tmp_path / "data")
     command = TARGETS[-1].train(data, tmp_path / "out", 20, "--num_workers", 2)
-    outcome = run_script(LOST, [pictures(data)[1], *command.words], SECONDS)
+    outcome = run_script(LOST, [images(data)[1], *command.words], SECONDS)
     assert outcome.status == 1
     assert outcome.err.strip().splitlines()[-1].startswith("error: ")
 

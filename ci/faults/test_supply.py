@@ -7,7 +7,7 @@ import tomllib
 from importlib import metadata
 
 import pytest
-from targets import ENV, REPOSITORY, RESUMABLE, TARGETS, Command, pictures, run, run_folder, run_script, write_data
+from targets import ENV, REPOSITORY, RESUMABLE, TARGETS, Command, images, run, run_folder, run_script, write_data
 
 PIN = re.compile(r"[A-Za-z0-9_.\-]+==[0-9][A-Za-z0-9.]*")
 REQUIREMENTS = ("requirements.txt", "requirements-nodeps.txt")
@@ -108,7 +108,7 @@ def test_training_evaluation_prediction_and_export_reach_for_nothing(target, clo
         weights = output / "*" / "best.safetensors"
         commands += [
             target.eval(weights, data, tmp_path / "eval"),
-            target.predict(weights, pictures(data, "val")[0], tmp_path / "predicted"),
+            target.predict(weights, images(data, "val")[0], tmp_path / "predicted"),
             target.export(weights, tmp_path / "exported"),
         ]
     tried("commands with the network closed: none reaches for it", target.name, len(commands))

@@ -28,8 +28,8 @@ SMALL = {
 }
 
 
-def write_pictures(root, values):
-    """Pictures whose label files hold `values`, in the folders that the README names."""
+def write_images(root, values):
+    """Images whose label files hold `values`, in the folders that the README names."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for kind in ("images", "labels"):
@@ -53,10 +53,10 @@ def run(command, data, folder, more=()):
 
 
 @pytest.mark.parametrize("project", sorted(path.parent.name for path in (ROOT / "projects").glob("*/train.py")))
-def test_three_commands_train_on_ones_own_pictures(project, tmp_path):
+def test_three_commands_train_on_ones_own_images(project, tmp_path):
     classes, paddleseg = YAMLS
     data = tmp_path / "mine"
-    write_pictures(data, (10, 20, 30, 255))
+    write_images(data, (10, 20, 30, 255))
     (data / "classes.yaml").write_text(classes)
     configs = ROOT / "projects/paddleseg_benchmark/configs"
     text = paddleseg.replace("../../projects/paddleseg_benchmark/configs", str(configs))

@@ -1,4 +1,4 @@
-"""Pictures and labels as the bytes of PNG and JPEG files; the same array always gives the same bytes."""
+"""Images and labels as the bytes of PNG and JPEG files; the same array always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def png_bytes(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
-def jpeg_bytes(picture: np.ndarray) -> bytes:
-    """Returns a JPEG of an (H, W, 3) uint8 RGB picture."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+def jpeg_bytes(image: np.ndarray) -> bytes:
+    """Returns a JPEG of an (H, W, 3) uint8 RGB image."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 

@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say, read without decoding: kind, size, and what makes it no single picture.
+"""What the first bytes of an image file say, read without decoding: kind, size, and what makes it no single image.
 
 PNG, JPEG, BMP, TIFF and WebP are read; OpenCV knows more kinds, whose decoders nobody here needs.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from common.cli import UserError
 
 MAX_PIXELS = 2**28
-"""Pictures that claim more pixels are refused before anything is decoded (16384 x 16384)."""
+"""Images that claim more pixels are refused before anything is decoded (16384 x 16384)."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = 3
@@ -27,8 +27,8 @@ _TIFF_SHORT = 3
 _WEBP_ANIMATION = 2
 
 
-class PictureError(UserError):
-    """A picture file that cannot be used; `reason` is the message without the file's name."""
+class ImageError(UserError):
+    """An image file that cannot be used; `reason` is the message without the file's name."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -41,8 +41,8 @@ class PictureError(UserError):
 
 
 @dataclass(frozen=True)
-class PictureHeader:
-    """What the first bytes of a picture say.
+class ImageHeader:
+    """What the first bytes of an image say.
 
     Attributes:
         kind: "png", "jpeg", "bmp", "tiff" or "webp".
@@ -60,31 +60,31 @@ class PictureHeader:
     data_start: int = 0
 
 
-def parse_header(data: bytes, path: str | os.PathLike) -> PictureHeader:
-    """Reads the kind and size of a picture from its first bytes, without decoding.
+def parse_header(data: bytes, path: str | os.PathLike) -> ImageHeader:
+    """Reads the kind and size of an image from its first bytes, without decoding.
 
     Args:
         data: The file, or enough of its beginning.
         path: The name for errors.
 
     Raises:
-        PictureError: An empty file, another kind of file, a header that ends early, an animation, a TIFF of
+        ImageError: An empty file, another kind of file, a header that ends early, an animation, a TIFF of
             more channels than RGB, no pixels, or more than `MAX_PIXELS`.
     """
     if not data:
-        raise PictureError(path, "the file is empty; copy it again")
+        raise ImageError(path, "the file is empty; copy it again")
     parse, kind = _parser(data)
     if parse is None:
-        raise PictureError(path, "damaged or not a picture (PNG, JPEG, BMP, TIFF and WebP are read); copy it again")
+        raise ImageError(path, "damaged or not an image (PNG, JPEG, BMP, TIFF and WebP are read); copy it again")
     try:
         header = parse(data, path)
     except struct.error:  # fewer bytes than a field has
         header = None
     if header is None:
-        raise PictureError(path, f"truncated inside the {kind} header; copy it again")
+        raise ImageError(path, f"truncated inside the {kind} header; copy it again")
     height, width = header.size
     if height * width == 0 or height * width > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             path, f"the header claims {height}x{width} pixels (1 to {MAX_PIXELS} are read); make it smaller"
         )
     return header
@@ -105,20 +105,20 @@ def _parser(data: bytes):
     return None, ""
 
 
-def _parse_png(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+def _parse_png(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
     if len(data) < 33 or data[12:16] != b"IHDR":
         return None
     width, height, bit_depth, color_type = struct.unpack(">IIBB", data[16:26])
     position = 33
     while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IDAT":
         if data[position + 4 : position + 8] == b"acTL":
-            raise PictureError(path, "an animation; save one of its frames as a picture")
+            raise ImageError(path, "an animation; save one of its frames as an image")
         (length,) = struct.unpack(">I", data[position : position + 4])
         position += 12 + length
-    return PictureHeader("png", (height, width), bit_depth, color_type == _PNG_PALETTE, 33)
+    return ImageHeader("png", (height, width), bit_depth, color_type == _PNG_PALETTE, 33)
 
 
-def _parse_jpeg(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+def _parse_jpeg(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
     size, bit_depth, position = None, 8, 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -136,17 +136,17 @@ def _parse_jpeg(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
         position += 2 + length
         if marker == _JPEG_SCAN:
             break
-    return PictureHeader("jpeg", tuple(size), bit_depth, False, position) if size else None
+    return ImageHeader("jpeg", tuple(size), bit_depth, False, position) if size else None
 
 
-def _parse_bmp(data: bytes, path: str | os.PathLike) -> PictureHeader:
+def _parse_bmp(data: bytes, path: str | os.PathLike) -> ImageHeader:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header_bytes == _BMP_CORE else "<ii", data, 18)
-    return PictureHeader("bmp", (abs(height), abs(width)))  # a negative height: rows from top to bottom
+    return ImageHeader("bmp", (abs(height), abs(width)))  # a negative height: rows from top to bottom
 
 
-def _parse_tiff(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
-    """Of the first picture of a file of several."""
+def _parse_tiff(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
+    """Of the first image of a file of several."""
     order = _TIFF_ORDERS[data[:4]]
     (directory,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, directory)
@@ -160,16 +160,16 @@ def _parse_tiff(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
         return None
     channels = values.get(_TIFF_CHANNELS, 1)
     if channels > 3 and values.get(_TIFF_COLOURS) != _TIFF_CMYK:  # OpenCV would multiply RGB by the fourth
-        raise PictureError(path, f"{channels} channels in a TIFF; networks here see RGB: save those three as a picture")
-    return PictureHeader("tiff", (values[_TIFF_HEIGHT], values[_TIFF_WIDTH]), data_start=orientation)
+        raise ImageError(path, f"{channels} channels in a TIFF; networks here see RGB: save those three as an image")
+    return ImageHeader("tiff", (values[_TIFF_HEIGHT], values[_TIFF_WIDTH]), data_start=orientation)
 
 
-def _parse_webp(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
+def _parse_webp(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
     kind = data[12:16]
     if kind == b"VP8X":
         flags, *sides = struct.unpack_from("<B3xHBHB", data, 20)  # width - 1 and height - 1 of 24 bits each
         if flags & _WEBP_ANIMATION:
-            raise PictureError(path, "an animation; save one of its frames as a picture")
+            raise ImageError(path, "an animation; save one of its frames as an image")
         width, height = (low + (high << 16) + 1 for low, high in (sides[:2], sides[2:]))
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
@@ -178,4 +178,4 @@ def _parse_webp(data: bytes, path: str | os.PathLike) -> PictureHeader | None:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
     else:
         return None
-    return PictureHeader("webp", (height, width))
+    return ImageHeader("webp", (height, width))

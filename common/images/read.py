@@ -1,6 +1,6 @@
-"""Reading pictures and labels from files so that a damaged, oversized or palette file is noticed, not guessed at.
+"""Reading images and labels from files so that a damaged, oversized or palette file is noticed, not guessed at.
 
-`cv2.imread` alone returns half a picture for a truncated JPEG, colours for a palette PNG, the first frame of an
+`cv2.imread` alone returns half an image for a truncated JPEG, colours for a palette PNG, the first frame of an
 animation, and believes any size that a header claims; loaders that must not do so call `read_image` and `read_label`.
 """
 
@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 
-from common.images.headers import MAX_PIXELS, PictureError, PictureHeader, parse_header
+from common.images.headers import MAX_PIXELS, ImageError, ImageHeader, parse_header
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LABEL_SUFFIXES",
     "MAX_PIXELS",
-    "PictureError",
+    "ImageError",
     "decode_image",
     "decode_label",
     "read_image",
@@ -37,24 +37,24 @@ _UPRIGHT = 1  # of a TIFF's orientations
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Returns (height, width) of a picture; only its header is read.
+    """Returns (height, width) of an image; only its header is read.
 
     Raises:
-        PictureError: See `parse_header`.
+        ImageError: See `parse_header`.
     """
     header_bytes = 2**16
     while True:
         data = _read_bytes(path, header_bytes)
         try:
             return parse_header(data, path).size
-        except PictureError:
+        except ImageError:
             if len(data) < header_bytes:
                 raise
             header_bytes *= 16  # long EXIF or ICC segments may come before a JPEG's size, pixels before a TIFF's
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads a picture as RGB, whole or not at all.
+    """Reads an image as RGB, whole or not at all.
 
     An EXIF orientation is not applied: labels are drawn on the pixels as stored. Of 16 bits the upper 8 count, alpha
     (PNG, WebP) does not, and of a TIFF of several pages the first does.
@@ -63,7 +63,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         (height, width, 3) uint8, RGB.
 
     Raises:
-        PictureError: A file that is missing, truncated, too large, an animation or no picture.
+        ImageError: A file that is missing, truncated, too large, an animation or no image.
     """
     return decode_image(_read_bytes(path), path)
 
@@ -76,13 +76,13 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
         caller decides whether that is an error.
 
     Raises:
-        PictureError: A file that is missing, truncated, too large, an animation or no picture.
+        ImageError: A file that is missing, truncated, too large, an animation or no image.
     """
     return decode_label(_read_bytes(path), path)
 
 
 def decode_image(data: bytes, path: str | os.PathLike) -> np.ndarray:
-    """Decodes the bytes of a picture to (height, width, 3) uint8, RGB; errors as `read_image`."""
+    """Decodes the bytes of an image to (height, width, 3) uint8, RGB; errors as `read_image`."""
     header = parse_header(data, path)
     _require_whole(data, header, path)
     return _decode(_not_turned(data, header), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
@@ -104,20 +104,20 @@ def _read_bytes(path: str | os.PathLike, count: int = -1) -> bytes:
         with open(path, "rb") as stream:
             return stream.read(count)
     except FileNotFoundError:
-        raise PictureError(path, "there is no such file") from None
+        raise ImageError(path, "there is no such file") from None
     except OSError as error:
-        raise PictureError(path, f"cannot be read ({error.strerror})") from error
+        raise ImageError(path, f"cannot be read ({error.strerror})") from error
 
 
 def _decode(data: bytes, flags: int, path: str | os.PathLike) -> np.ndarray:
     _quieten_opencv()
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise PictureError(path, f"cannot be decoded ({error.err}); copy it again") from error
-    if picture is None:
-        raise PictureError(path, "damaged or not a picture; copy it again")
-    return picture
+        raise ImageError(path, f"cannot be decoded ({error.err}); copy it again") from error
+    if image is None:
+        raise ImageError(path, "damaged or not an image; copy it again")
+    return image
 
 
 @functools.cache
@@ -126,7 +126,7 @@ def _quieten_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def _require_whole(data: bytes, header: PictureHeader, path: str | os.PathLike) -> None:
+def _require_whole(data: bytes, header: ImageHeader, path: str | os.PathLike) -> None:
     """Raises where the end of the compressed data is missing (OpenCV fills the rest of a JPEG with grey)."""
     is_cut = False
     if header.kind == "jpeg":
@@ -136,11 +136,11 @@ def _require_whole(data: bytes, header: PictureHeader, path: str | os.PathLike) 
     elif header.kind == "webp":
         is_cut = len(data) < 8 + struct.unpack("<I", data[4:8])[0]
     if is_cut:
-        raise PictureError(path, "truncated: the file ends before its picture does; copy it again")
+        raise ImageError(path, "truncated: the file ends before its image does; copy it again")
 
 
-def _not_turned(data: bytes, header: PictureHeader) -> bytes:
-    """Returns the same picture without a TIFF's orientation, which OpenCV applies whatever its flags say."""
+def _not_turned(data: bytes, header: ImageHeader) -> bytes:
+    """Returns the same image without a TIFF's orientation, which OpenCV applies whatever its flags say."""
     if header.kind != "tiff" or not header.data_start:
         return data
     upright = struct.pack("<H" if data.startswith(b"II") else ">H", _UPRIGHT)
@@ -161,4 +161,4 @@ def _palette_as_grey(data: bytes, path: str | os.PathLike) -> bytes:
         if kind == b"IEND":
             return b"".join(parts)
         position += 12 + length
-    raise PictureError(path, "truncated: the file ends before its picture does; copy it again")
+    raise ImageError(path, "truncated: the file ends before its image does; copy it again")

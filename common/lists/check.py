@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.lists.scan import LabelFacts, label_set_of_file, scan_label
+from common.images.read import ImageError, decode_image, read_size
 from common.labels import IGNORE, INVALID, LabelSet
 from common.lists.list_file import Pair
+from common.lists.scan import LabelFacts, label_set_of_file, scan_label
 from common.machine.parallel import parallel_map
-from common.images.read import PictureError, decode_image, read_size
 
 import numpy as np
 
@@ -33,7 +33,7 @@ _SHOWN = 3
 ADVICE = {
     "image unreadable": "copy or download it again",
     "label unreadable": "copy or download it again",
-    "sizes differ": "picture and label must have one size; labels are resized with nearest neighbour only",
+    "sizes differ": "image and label must have one size; labels are resized with nearest neighbour only",
     "colour mask": "colour mask, give a palette: put the classes' colours into classes.yaml and run "
     "create_dataset_list.py custom --convert",
     "grey as colour": "ids saved as three equal channels; save one channel",
@@ -49,10 +49,10 @@ ADVICE = {
     "full ADE20K release": "this is the full ADE20K release; the 150 classes are in ADEChallengeData2016.zip "
     "of the scene parsing benchmark",
     "value not allowed": "values that the classes do not have; correct the labels or the classes file",
-    "image without label": "not in any list; add the label or remove the picture",
-    "label without image": "not in any list; add the picture or remove the label",
-    "in two splits": "the same picture is in two lists that must not overlap; remove it from one",
-    "listed twice": "the same picture is twice in one list; remove one line",
+    "image without label": "not in any list; add the label or remove the image",
+    "label without image": "not in any list; add the image or remove the label",
+    "in two splits": "the same image is in two lists that must not overlap; remove it from one",
+    "listed twice": "the same image is twice in one list; remove one line",
     "nothing learnable": "more than 99 % of a list's pixels are ignored; the label values do not fit the classes",
 }
 # These do not make a check fail.
@@ -68,7 +68,7 @@ class CheckReport:
 
     Attributes:
         found: Problem -> descriptions of the files it was found in, in the order of the lists.
-        num_images: Different pictures looked at.
+        num_images: Different images looked at.
         num_labels: Different labels looked at.
         lists: List name -> number of lines.
     """
@@ -86,7 +86,7 @@ class CheckReport:
     def table(self) -> str:
         """Returns the findings as text: one line for each problem, with its count and first files, then the advice."""
         lists = ", ".join(f"{name} {count}" for name, count in self.lists.items())
-        lines = [f"checked {self.num_images} pictures and {self.num_labels} labels in: {lists}"]
+        lines = [f"checked {self.num_images} images and {self.num_labels} labels in: {lists}"]
         if not self.found:
             return "\n".join([*lines, "no problems"])
         width = max(len("problem"), *(len(problem) for problem in self.found))
@@ -102,12 +102,12 @@ class CheckReport:
 
 
 class PairFacts(NamedTuple):
-    """One picture and its label (None without one), as read.
+    """One image and its label (None without one), as read.
 
     Attributes:
-        image_size: (height, width), None where the picture cannot be read.
+        image_size: (height, width), None where the image cannot be read.
         reason: Why it cannot, or what its decoder complained about.
-        digest: Of the picture file's bytes; its size in bytes where only headers are read.
+        digest: Of the image file's bytes; its size in bytes where only headers are read.
         label: The label's facts.
     """
 
@@ -125,15 +125,15 @@ def check_lists(
     images_without_label: Sequence[Path] = (),
     labels_without_image: Sequence[Path] = (),
 ) -> CheckReport:
-    """Opens every picture and label of some lists once and collects what is wrong with them.
+    """Opens every image and label of some lists once and collects what is wrong with them.
 
     Args:
         lists: List name -> pairs. Lists whose names begin with different ones of train, val, test must not share
-            pictures, except that trainval and train++ hold the val pictures.
+            images, except that trainval and train++ hold the val images.
         labels: What the label files hold. For "cityscapes", files named _labelTrainIds are checked as train ids.
         root: Paths are shown relative to it.
-        fast: Read only the headers of PNG and JPEG pictures; labels are always read whole.
-        images_without_label: Pictures known to have no partner.
+        fast: Read only the headers of PNG and JPEG images; labels are always read whole.
+        images_without_label: Images known to have no partner.
         labels_without_image: Labels known to have no partner.
     """
     pairs = list(dict.fromkeys(pair for listed in lists.values() for pair in listed))
@@ -165,7 +165,7 @@ def look_at(pair: Pair, fast: bool) -> PairFacts:
             else:
                 data = pair.image.read_bytes()
                 size, digest = decode_image(data, pair.image).shape[:2], hashlib.blake2b(data, digest_size=16).digest()
-        except PictureError as error:
+        except ImageError as error:
             return PairFacts(None, error.reason, b"", label)
         except FileNotFoundError:
             return PairFacts(None, "there is no such file", b"", label)
@@ -177,7 +177,7 @@ def look_at(pair: Pair, fast: bool) -> PairFacts:
 
 @contextmanager
 def _decoder_words() -> Iterator[list[str]]:
-    """Collects what the picture decoders write to file descriptor 2, their only way to tell of repaired damage."""
+    """Collects what the image decoders write to file descriptor 2, their only way to tell of repaired damage."""
     words: list[str] = []
     sys.stderr.flush()
     saved = os.dup(2)
@@ -288,7 +288,7 @@ def name_cause(bad: set[int], seen: set[int], labels: LabelSet, file_names: Sequ
 def _check_overlap(
     lists: Mapping[str, Sequence[Pair]], facts: Mapping[Pair, PairFacts], report: CheckReport, show: partial
 ) -> None:
-    """Notes pictures that stand in two lists that must not overlap, or twice in one list."""
+    """Notes images that stand in two lists that must not overlap, or twice in one list."""
     owners: dict[object, tuple[str, Path]] = {}
     noted: set[Path] = set()
     for name, listed in lists.items():
@@ -309,7 +309,7 @@ def _check_overlap(
 
 
 def _identities(image: Path, fact: PairFacts) -> list[object]:
-    """Returns what makes a picture the same as another: its path, and its content (fast: name and file size)."""
+    """Returns what makes an image the same as another: its path, and its content (fast: name and file size)."""
     if fact.image_size is None:
         return [image]
     return [image, (image.stem, fact.digest) if isinstance(fact.digest, int) else fact.digest]

@@ -15,6 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import UserError
+from common.files import atomic_write
+from common.images.read import MAX_PIXELS, read_label
+from common.labels import (
+    LabelSet,
+    cityscapes_raw_labels,
+    label_set,
+    load_custom,
+    pascal_context_459_to_59,
+)
 from common.lists.layouts import (
     AUG_LABELS,
     CUSTOM_ID_LABELS,
@@ -28,22 +37,13 @@ from common.lists.layouts import (
     sbd_stems,
     voc_folder,
 )
-from common.files import atomic_write
-from common.labels import (
-    LabelSet,
-    cityscapes_raw_labels,
-    label_set,
-    load_custom,
-    pascal_context_459_to_59,
-)
 from common.machine.parallel import parallel_map
-from common.images.read import MAX_PIXELS, read_label
 
 import cv2
 import numpy as np
 
 COCO_FEWEST_PIXELS = 1000
-"""A picture with at most so many labelled pixels of VOC's classes gets no label, as in the PyTorch original."""
+"""An image with at most so many labelled pixels of VOC's classes gets no label, as in the PyTorch original."""
 
 
 class Task(NamedTuple):

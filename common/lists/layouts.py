@@ -1,4 +1,4 @@
-"""Where each supported data set keeps its pictures and labels, and which lists are made of them."""
+"""Where each supported data set keeps its images and labels, and which lists are made of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
-from common.lists.list_file import Pair
 from common.images.read import IMAGE_SUFFIXES
+from common.lists.list_file import Pair
 
 AUG_LABELS = "SegmentationClassAug"
 """Folder beside VOC's SegmentationClass for the labels made from SBD."""
@@ -26,7 +26,7 @@ class FoundPairs:
     Attributes:
         root: The folder the lists' paths are relative to.
         lists: List name ("train") -> its pairs, sorted.
-        images_without_label: Pictures left out of the lists.
+        images_without_label: Images left out of the lists.
         labels_without_image: Labels left out of the lists.
         notes: What else the user should know, one sentence each.
     """
@@ -63,7 +63,7 @@ def find_pairs(
     labels: str | None = None,
     csv_file: str | os.PathLike | None = None,
 ) -> FoundPairs:
-    """Finds the pictures and labels of a data set and sorts them into lists. Nothing is written.
+    """Finds the images and labels of a data set and sorts them into lists. Nothing is written.
 
     Args:
         dataset: A key of `LAYOUTS`.
@@ -85,7 +85,7 @@ def find_pairs(
         found = FoundPairs(find_root(dataset, root))
         layout.find(found, kind)
     if not any(found.lists.values()):
-        raise UserError(f"no pairs of picture and label under {found.root}; {dataset} has {layout.expected}")
+        raise UserError(f"no pairs of image and label under {found.root}; {dataset} has {layout.expected}")
     found.lists = {name: pairs for name, pairs in found.lists.items() if pairs}
     return found
 
@@ -118,7 +118,7 @@ def find_root(dataset: str, root: str | os.PathLike | None = None) -> Path:
     if root is not None:
         places = [Path(root)]
     else:
-        bases = (Path(), Path(__file__).resolve().parent.parent)
+        bases = (Path(), Path(__file__).resolve().parents[2])
         places = [base / "data" / folder for base in bases for folder in layout.folders]
     for place in places:
         if place.is_dir():
@@ -170,7 +170,7 @@ def list_files(folder: Path, pattern: str = "*", suffixes: Iterable[str] = IMAGE
 
 
 def cityscapes_label(image: Path, kind: str) -> Path:
-    """Returns where the label of a Cityscapes picture lies.
+    """Returns where the label of a Cityscapes image lies.
 
     Args:
         image: .../leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png
@@ -184,7 +184,7 @@ def cityscapes_label(image: Path, kind: str) -> Path:
 
 
 def cityscapes_images(root: Path, split: str) -> list[Path]:
-    """Returns the pictures of a split, sorted."""
+    """Returns the images of a split, sorted."""
     return list_files(root / "leftImg8bit" / split, "*/*_leftImg8bit.png")
 
 
@@ -225,7 +225,7 @@ def _refuse_unconverted(missing: Sequence[Path], kind: str, split: str) -> None:
         convertible = [image for image in missing if cityscapes_label(image, source).is_file()]
         if convertible and source != kind:
             raise UserError(
-                f"{len(convertible)} pictures of {split} have {source} but no {kind} "
+                f"{len(convertible)} images of {split} have {source} but no {kind} "
                 f"({cityscapes_label(convertible[0], kind)}): add --convert, which writes them"
                 + (", or use --labels labelIds" if source == "labelIds" else "")
             )
@@ -281,9 +281,9 @@ def _find_voc_aug(found: FoundPairs, _: str) -> None:
     def label_of(stem: str) -> Path:
         return base / (AUG_LABELS if stem in extra else "SegmentationClass") / f"{stem}.png"
 
-    pictures = (base / "JPEGImages", *([sbd / "img"] if sbd else []))
-    _pair_stems(found, "train_aug", [*voc_train, *extra], pictures, label_of)
-    _pair_stems(found, "val", voc_val, pictures, label_of)
+    images = (base / "JPEGImages", *([sbd / "img"] if sbd else []))
+    _pair_stems(found, "train_aug", [*voc_train, *extra], images, label_of)
+    _pair_stems(found, "val", voc_val, images, label_of)
     found.notes.append(
         f"train_aug: {len(set(voc_train))} of VOC train + {len(extra)} of SBD = {len(found.lists['train_aug'])} pairs "
         f"(the full sets give 10582); {len(in_val)} of SBD are in VOC val and left out"
@@ -300,7 +300,7 @@ def _find_coco(found: FoundPairs, kind: str) -> None:
         left_out = len(found.images_without_label) - before
         if kind == "coco" and left_out:
             del found.images_without_label[before:]
-            found.notes.append(f"{split}: {left_out} pictures with at most 1000 labelled pixels are left out")
+            found.notes.append(f"{split}: {left_out} images with at most 1000 labelled pixels are left out")
 
 
 def _find_lip(found: FoundPairs, _: str) -> None:
@@ -382,7 +382,7 @@ def _pair_folders(found: FoundPairs, split: str, images: Path, labels: Path, pat
 def _pair_stems(
     found: FoundPairs, split: str, stems: Iterable[str], folders: Iterable[Path], label_of: Callable
 ) -> None:
-    """Pairs the names of a data set's own list; a picture is taken from the first of the folders that has it."""
+    """Pairs the names of a data set's own list; an image is taken from the first of the folders that has it."""
     image_of: dict[str, Path] = {}
     for folder in folders:
         image_of = {path.stem: path for path in list_files(folder)} | image_of

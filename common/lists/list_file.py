@@ -28,7 +28,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Pair(NamedTuple):
-    """A picture and its label, both as full paths. The label is None in lists of pictures alone (test sets)."""
+    """An image and its label, both as full paths. The label is None in lists of images alone (test sets)."""
 
     image: Path
     label: Path | None = None
@@ -245,7 +245,7 @@ def _whole(text: str) -> list[str]:
 
 
 _SPLITTERS = (_split_tab, _split_csv, _split_pipe)
-_KINDS = {1: "one picture", 2: "a picture and its label"}
+_KINDS = {1: "one image", 2: "an image and its label"}
 
 
 def _split_at_space(number: int, text: str, folders: FolderListing, path: str | os.PathLike) -> Line:

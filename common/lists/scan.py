@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import UserError
+from common.images.read import ImageError, read_label
 from common.labels import IGNORE, INVALID, LabelSet, label_set
 from common.lists.list_file import Pair
 from common.machine.parallel import parallel_map
-from common.images.read import PictureError, read_label
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ def scan_label(path: Path) -> LabelFacts:
     """Reads one label file and counts its values. Damage is told in the result, not raised."""
     try:
         label = read_label(path)
-    except PictureError as error:
+    except ImageError as error:
         return LabelFacts(None, "unreadable", None, error.reason)
     size = label.shape[:2]
     if label.ndim == 3:
@@ -149,7 +149,7 @@ def class_counts(path: Path, facts: LabelFacts, labels: LabelSet) -> np.ndarray:
     """
     advice = "create_dataset_list.py check says more"
     if facts.counts is None:
-        raise UserError(f"{path}: {facts.reason or f'a {facts.kind} picture, not one channel of 8-bit ids'}; {advice}")
+        raise UserError(f"{path}: {facts.reason or f'a {facts.kind} image, not one channel of 8-bit ids'}; {advice}")
     table = label_set_of_file(path, labels).id_to_train
     bad = np.flatnonzero((facts.counts > 0) & (table == INVALID))
     if len(bad):

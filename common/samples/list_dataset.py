@@ -1,4 +1,4 @@
-"""Pictures and labels from list files, decoded and checked one by one; where data sets lie; the embedded set drawn."""
+"""Images and labels from list files, decoded and checked one by one; where data sets lie; the embedded set drawn."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 from common.cli import UserError
 from common.dataset_list import make_lists, read_list
-from common.labels import LabelSet, label_set
 from common.images.read import read_image, read_label
+from common.labels import LabelSet, label_set
 from common.toy_dataset import write_toy_dataset
 
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALLEST_SIDE = 32
-"""Pixels of a picture that a network is asked to see whole: the stride of the deepest."""
+"""Pixels of an image that a network is asked to see whole: the stride of the deepest."""
 
 
 class Sample(NamedTuple):
-    """One decoded picture: uint8 RGB (H, W, 3), uint8 train ids (H, W), and the label's path for messages."""
+    """One decoded image: uint8 RGB (H, W, 3), uint8 train ids (H, W), and the label's path for messages."""
 
     image: np.ndarray
     label: np.ndarray
@@ -36,7 +36,7 @@ class ListDataset:
         list_name: The list, relative to the root.
 
     Raises:
-        UserError: The list is missing, empty, or has entries without a label; and from `load`: a picture or label that
+        UserError: The list is missing, empty, or has entries without a label; and from `load`: an image or label that
             cannot be read, differs from its partner in size, or holds values that are no class.
     """
 
@@ -60,9 +60,7 @@ class ListDataset:
                 f"{pair.label}: a label has one channel of ids, this has {raw.shape[2]}: convert the colours"
             )
         if image.shape[:2] != raw.shape:
-            raise UserError(
-                f"{pair.label}: label is {raw.shape}, picture {image.shape[:2]}: they must be the same size"
-            )
+            raise UserError(f"{pair.label}: label is {raw.shape}, image {image.shape[:2]}: they must be the same size")
         return Sample(image, self._train_ids(raw, pair.label), str(pair.label))
 
     def _train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
@@ -73,7 +71,7 @@ class ListDataset:
 
 
 def require_sides(path: str | os.PathLike, size: tuple[int, int], scale: float) -> None:
-    """Raises UserError where a picture of (height, width), resized by `scale`, is too small for a network."""
+    """Raises UserError where an image of (height, width), resized by `scale`, is too small for a network."""
     if min(size) * scale < SMALLEST_SIDE:
         raise UserError(
             f"{path}: {size[0]}x{size[1]} pixels x {scale:g}: each side must be at least {SMALLEST_SIDE}: take it out "
@@ -94,6 +92,6 @@ def draw_toy(layout: str, root: str | os.PathLike, num_train: int, num_val: int,
         UserError: The folder holds something else.
     """
     if not (Path(root) / "train.txt").is_file():  # the last that is written
-        print(f"drawing the embedded data set: {num_train} + {num_val} pictures into {root}", flush=True)
+        print(f"drawing the embedded data set: {num_train} + {num_val} images into {root}", flush=True)
         write_toy_dataset(layout, root, num_train, num_val, size)
         make_lists(layout, root)

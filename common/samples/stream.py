@@ -13,8 +13,8 @@ from concurrent.futures import Future
 
 from common.cli import UserError
 from common.labels import IGNORE
-from common.samples.list_dataset import ListDataset
 from common.machine.parallel import Threads
+from common.samples.list_dataset import ListDataset
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class BatchLoader:
 
     The batch of a step is the next `batch_size` positions of the stream; process `rank` of `world_size` takes every
     `world_size`-th of them. Decoding and resizing happen in OpenCV, outside Python's lock, so threads do what processes
-    would, without shared memory to run out of; an error in a picture arrives here as it was raised. Without loader
+    would, without shared memory to run out of; an error in an image arrives here as it was raised. Without loader
     threads (0) each batch is prepared when it is asked for.
 
     Shapes: yields images float32 (b, 3, h, w), label int64 (b, h, w), pair indices int64 (b,) with

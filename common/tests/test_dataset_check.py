@@ -8,11 +8,11 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.create_dataset_list import main
-from common.lists.check import CheckReport, check_lists
 from common.dataset_list import make_lists, read_list
-from common.lists.scan import count_values, label_stats, scan_label
 from common.labels import label_set, load_custom
+from common.lists.check import CheckReport, check_lists
 from common.lists.list_file import Pair
+from common.lists.scan import count_values, label_stats, scan_label
 from common.machine.parallel import parallel_map
 
 import cv2
@@ -60,7 +60,7 @@ def test_a_good_data_set_has_no_problems(tmp_path, capsys):
     custom(tmp_path)
     assert main(["check", "custom", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "checked 5 pictures and 5 labels in: train 3, val 2" in said
+    assert "checked 5 images and 5 labels in: train 3, val 2" in said
     assert "no problems" in said
 
 
@@ -173,8 +173,8 @@ def test_the_full_ade20k_release_is_recognised(tmp_path):
 @pytest.mark.parametrize("fast", [False, True])
 def test_damaged_files_and_sizes(tmp_path, fast, capfd):
     custom(tmp_path, train=6)
-    picture, label = tmp_path / "images/train/0.jpg", tmp_path / "labels/train/1.png"
-    picture.write_bytes(picture.read_bytes()[:-200])
+    image, label = tmp_path / "images/train/0.jpg", tmp_path / "labels/train/1.png"
+    image.write_bytes(image.read_bytes()[:-200])
     label.write_bytes(label.read_bytes()[:-20])
     (tmp_path / "images/train/2.jpg").write_bytes(b"")
     (tmp_path / "labels/train/3.png").unlink()
@@ -182,11 +182,11 @@ def test_damaged_files_and_sizes(tmp_path, fast, capfd):
     report = check(tmp_path, fast)
     unreadable = ["images/train/2.jpg (the file is empty; copy it again)"]
     if not fast:
-        unreadable.insert(0, "images/train/0.jpg (truncated: the file ends before its picture does; copy it again)")
+        unreadable.insert(0, "images/train/0.jpg (truncated: the file ends before its image does; copy it again)")
     assert report.found == {
         "image unreadable": unreadable,
         "label unreadable": [
-            "labels/train/1.png (truncated: the file ends before its picture does; copy it again)",
+            "labels/train/1.png (truncated: the file ends before its image does; copy it again)",
             "labels/train/3.png (there is no such file)",
         ],
         "sizes differ": ["images/train/4.jpg and its label (24x32 and 32x24)"],
@@ -196,11 +196,11 @@ def test_damaged_files_and_sizes(tmp_path, fast, capfd):
 
 def test_a_repaired_jpeg_is_a_warning(tmp_path, capfd):
     custom(tmp_path)
-    picture = write(tmp_path / "images/train/0.jpg", noise(0, (200, 200)))
+    image = write(tmp_path / "images/train/0.jpg", noise(0, (200, 200)))
     write(tmp_path / "labels/train/0.png", ids(0, range(3), (200, 200)))
-    data = picture.read_bytes()
+    data = image.read_bytes()
     middle = len(data) // 2
-    picture.write_bytes(data[:middle] + bytes(300) + data[middle + 300 :])
+    image.write_bytes(data[:middle] + bytes(300) + data[middle + 300 :])
     report = check(tmp_path)
     assert list(report.found) == ["image damaged"]
     assert "images/train/0.jpg (Corrupt JPEG data" in report.found["image damaged"][0]
@@ -219,7 +219,7 @@ def test_partners_that_are_missing_are_both_listed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_picture_in_train_and_val(tmp_path, fast):
+def test_an_image_in_train_and_val(tmp_path, fast):
     custom(tmp_path)  # 0.jpg and 1.jpg are in both splits with different content: no problem
     assert check(tmp_path, fast).ok
     shutil.copy(tmp_path / "images/train/1.jpg", tmp_path / "images/val/1.jpg")
@@ -227,7 +227,7 @@ def test_a_picture_in_train_and_val(tmp_path, fast):
     assert found == {"in two splits": ["images/val/1.jpg (val) = images/train/1.jpg (train)"]}
 
 
-def test_the_same_picture_under_another_name_and_the_same_line(tmp_path):
+def test_the_same_image_under_another_name_and_the_same_line(tmp_path):
     custom(tmp_path)
     shutil.copy(tmp_path / "images/train/2.jpg", tmp_path / "images/val/0.jpg")
     assert list(check(tmp_path).found) == ["in two splits"]
@@ -374,7 +374,7 @@ def test_stats_refuses_what_it_cannot_count(tmp_path):
     with pytest.raises(UserError, match=r"1\.png: values \[9\] are not of 'mine'; create_dataset_list.py check says"):
         main(["stats", "custom", str(tmp_path)])
     write(tmp_path / "labels/train/1.png", noise(1))
-    with pytest.raises(UserError, match=r"1\.png: a colour picture"):
+    with pytest.raises(UserError, match=r"1\.png: a colour image"):
         main(["stats", "custom", str(tmp_path)])
     with pytest.raises(UserError, match="names no labels"):
         label_stats([Pair(tmp_path / "a.png", None)], label_set("lip"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.create_dataset_list import main
-from common.lists.layouts import LAYOUTS, find_pairs
 from common.dataset_list import make_lists, read_list, write_list
-from common.lists.list_file import Pair, format_list
 from common.images.read import read_label
+from common.lists.layouts import LAYOUTS, find_pairs
+from common.lists.list_file import Pair, format_list
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ def png(path: Path, values=0, size=(4, 6)) -> Path:
     return path
 
 
-def picture(path: Path, seed=0, size=(4, 6)) -> Path:
+def random_image(path: Path, seed=0, size=(4, 6)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     path.write_bytes(cv2.imencode(path.suffix, array)[1].tobytes())
@@ -37,17 +37,17 @@ def picture(path: Path, seed=0, size=(4, 6)) -> Path:
 
 
 def odd_names(root: Path, names=NAMES) -> list[Pair]:
-    return [Pair(picture(root / "images" / name), png(root / "labels" / name)) for name in sorted(names)]
+    return [Pair(random_image(root / "images" / name), png(root / "labels" / name)) for name in sorted(names)]
 
 
 def cityscapes(root: Path, kind="labelTrainIds", extra=False) -> Path:
     for split, city, count in (("train", "aachen", 3), ("val", "lindau", 2), ("test", "berlin", 2)):
         for number in range(count):
             stem = f"{city}_000000_{number:06d}"
-            picture(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", seed=number)
+            random_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", seed=number)
             png(root / "gtFine" / split / city / f"{stem}_gtFine_{kind}.png", 7 if kind == "labelIds" else 0)
     if extra:
-        picture(root / "leftImg8bit/train_extra/nice/nice_000000_000001_leftImg8bit.png")
+        random_image(root / "leftImg8bit/train_extra/nice/nice_000000_000001_leftImg8bit.png")
         png(root / f"gtCoarse/train_extra/nice/nice_000000_000001_gtCoarse_{kind}.png")
     return root
 
@@ -135,7 +135,7 @@ def test_a_space_counts_only_where_it_parts_two_existing_files(tmp_path):
         read_list(tmp_path / "train.txt")
 
 
-def test_a_list_of_pictures_alone(tmp_path):
+def test_a_list_of_images_alone(tmp_path):
     pairs = [Pair(pair.image, None) for pair in odd_names(tmp_path)]
     write_list(tmp_path / "test.txt", pairs, tmp_path)
     assert read_list(tmp_path / "test.txt") == pairs
@@ -151,12 +151,12 @@ def test_a_list_of_pictures_alone(tmp_path):
         ("C:\\images\\plain.png,labels\\plain.png\n", "leaves the data set's folder"),
         (
             "images/plain.png,labels/plain.png\nimages/plain.png\n",
-            r"line 2: .* is not a picture and its label, unlike line 1",
+            r"line 2: .* is not an image and its label, unlike line 1",
         ),
-        ("images/plain.png\nimages/plain.png,labels/plain.png\n", r"line 2: .* is not one picture, unlike line 1"),
-        ("images/plain.png,labels/plain.png,3\n", r"line 1: .* is not one picture; all lines"),
-        ("images/plain.png,\n", r"line 1: 'images/plain.png,' is not a picture and its label"),
-        ("images/plain.png,labels/plain.png\na,b,c\n", r"line 2: 'a,b,c' is not a picture"),
+        ("images/plain.png\nimages/plain.png,labels/plain.png\n", r"line 2: .* is not one image, unlike line 1"),
+        ("images/plain.png,labels/plain.png,3\n", r"line 1: .* is not one image; all lines"),
+        ("images/plain.png,\n", r"line 1: 'images/plain.png,' is not an image and its label"),
+        ("images/plain.png,labels/plain.png\na,b,c\n", r"line 2: 'a,b,c' is not an image"),
     ],
 )
 def test_a_crooked_list_is_one_clear_line(tmp_path, text, message):
@@ -310,7 +310,7 @@ def test_a_missing_folder_says_what_belongs_there(tmp_path, monkeypatch):
             find_pairs(dataset, tmp_path)
 
 
-def test_cityscapes_test_pictures_without_labels_are_listed_alone(tmp_path):
+def test_cityscapes_test_images_without_labels_are_listed_alone(tmp_path):
     root = cityscapes(tmp_path)
     for label in (root / "gtFine/test").rglob("*.png"):
         label.unlink()
@@ -322,7 +322,7 @@ def test_cityscapes_test_pictures_without_labels_are_listed_alone(tmp_path):
 
 def test_label_ids_alone_ask_for_conversion_or_can_be_listed(tmp_path):
     root = cityscapes(tmp_path, kind="labelIds")
-    with pytest.raises(UserError, match=r"3 pictures of train have labelIds but no trainIds.*--convert"):
+    with pytest.raises(UserError, match=r"3 images of train have labelIds but no trainIds.*--convert"):
         make_lists("cityscapes", root)
     assert not list(root.glob("*.txt"))
     files = make_lists("cityscapes", root, labels="labelIds").files
@@ -343,7 +343,7 @@ def test_lists_with_another_content_are_not_overwritten_unasked(tmp_path):
 
 def test_ade20k_from_either_folder_and_the_full_release(tmp_path):
     for split, stem in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
-        picture(tmp_path / "ADEChallengeData2016/images" / split / f"{stem}.jpg")
+        random_image(tmp_path / "ADEChallengeData2016/images" / split / f"{stem}.jpg")
         png(tmp_path / "ADEChallengeData2016/annotations" / split / f"{stem}.png")
     make_lists("ade20k", tmp_path)
     assert lines_of(tmp_path / "train.txt") == [
@@ -355,14 +355,14 @@ def test_ade20k_from_either_folder_and_the_full_release(tmp_path):
         "images/validation/ADE_val_00000001.jpg,annotations/validation/ADE_val_00000001.png"
     ]
     full = tmp_path / "full"
-    picture(full / "ADE20K_2016_07_26/images/training/a/abbey/ADE_train_00000001_seg.png")
+    random_image(full / "ADE20K_2016_07_26/images/training/a/abbey/ADE_train_00000001_seg.png")
     with pytest.raises(UserError, match=r"full ADE20K release.*ADEChallengeData2016\.zip"):
         find_pairs("ade20k", full)
 
 
 def test_pascal_context_reads_stems_and_lines(tmp_path):
     for stem in ("2008_000002", "2008_000003", "2008_000007"):
-        picture(tmp_path / f"JPEGImages/{stem}.jpg")
+        random_image(tmp_path / f"JPEGImages/{stem}.jpg")
         png(tmp_path / f"GroundTruth_trainval_png/{stem}.png")
     (tmp_path / "pascal_context_train.txt").write_text("2008_000003\n2008_000002\n")
     (tmp_path / "pascal_context_val.txt").write_text(
@@ -379,7 +379,7 @@ def test_pascal_context_reads_stems_and_lines(tmp_path):
 def voc(root: Path, train=("2007_1", "2007_2"), val=("2007_3",), extra=("2008_1", "2008_2")) -> Path:
     base = root / "VOCdevkit/VOC2012"
     for stem in (*train, *val, *extra):
-        picture(base / f"JPEGImages/{stem}.jpg", size=(8, 8))
+        random_image(base / f"JPEGImages/{stem}.jpg", size=(8, 8))
     for stem in (*train, *val):
         png(base / f"SegmentationClass/{stem}.png", 1, size=(8, 8))
     (base / "ImageSets/Segmentation").mkdir(parents=True)
@@ -400,7 +400,7 @@ def test_voc_from_any_of_its_three_levels(tmp_path, level):
 @pytest.mark.parametrize("sbd", ["SBD/benchmark_RELEASE/dataset", "benchmark_RELEASE/dataset"])
 def test_voc_aug_adds_sbd_without_val(tmp_path, sbd, capsys):
     base = voc(tmp_path)
-    # SBD: one picture of VOC train, one of VOC val, two new ones.
+    # SBD: one image of VOC train, one of VOC val, two new ones.
     for stem, value in (("2007_1", 9), ("2007_3", 9), ("2008_1", 5), ("2008_2", 20)):
         write_sbd(tmp_path / sbd / f"cls/{stem}.mat", np.full((8, 8), value, np.uint8))
     (tmp_path / sbd / "train.txt").write_text("2007_1\n2008_1\n")
@@ -434,14 +434,14 @@ def test_voc_aug_with_labels_someone_else_converted(tmp_path):
 def test_lip_sbu_and_camvid(tmp_path):
     lip, sbu, camvid = tmp_path / "lip", tmp_path / "sbu", tmp_path / "camvid"
     for split in ("train", "val"):
-        picture(lip / f"TrainVal_images/{split}_images/{split}_1.jpg")
+        random_image(lip / f"TrainVal_images/{split}_images/{split}_1.jpg")
         png(lip / f"TrainVal_parsing_annotations/{split}_segmentations/{split}_1.png")
         (lip / f"{split}_id.txt").write_text(f"{split}_1\n")
     for folder in ("SBUTrain4KRecoveredSmall", "SBU-Test"):
-        picture(sbu / folder / "ShadowImages/a.jpg")
+        random_image(sbu / folder / "ShadowImages/a.jpg")
         png(sbu / folder / "ShadowMasks/a.png")
     for split in ("train", "val", "test"):
-        picture(camvid / split / "x.jpg")
+        random_image(camvid / split / "x.jpg")
         png(camvid / f"{split}annot/x.png")
     assert {name: len(pairs) for name, pairs in find_pairs("lip", lip).lists.items()} == {"train": 1, "val": 1}
     assert {name: len(pairs) for name, pairs in find_pairs("sbu", sbu).lists.items()} == {"train": 1, "test": 1}
@@ -453,22 +453,22 @@ def test_lip_sbu_and_camvid(tmp_path):
 
 def test_custom_folders_list_partners_and_name_what_has_none(tmp_path, capsys):
     for name in ("b", "a", "sub/c", "no label"):
-        picture(tmp_path / f"images/train/{name}.jpg")
-    for name in ("a", "b", "sub/c", "no picture"):
+        random_image(tmp_path / f"images/train/{name}.jpg")
+    for name in ("a", "b", "sub/c", "no image"):
         png(tmp_path / f"labels/train/{name}.png")
     assert main(["custom", str(tmp_path)]) == 0
     assert lines_of(tmp_path / "train.txt") == [
         f"images/train/{name}.jpg,labels/train/{name}.png" for name in ("a", "b", "sub/c")
     ]
     said = capsys.readouterr().err
-    assert "1 pictures without label, left out: " in said
+    assert "1 images without label, left out: " in said
     assert "no label.jpg" in said
-    assert "1 labels without picture, left out: " in said
-    assert "no picture.png" in said
+    assert "1 labels without image, left out: " in said
+    assert "no image.png" in said
 
 
 def test_custom_without_splits_is_one_list(tmp_path):
-    picture(tmp_path / "images/a.jpg")
+    random_image(tmp_path / "images/a.jpg")
     png(tmp_path / "labels/a.png")
     made = make_lists("custom", tmp_path)
     assert list(made.files) == ["train"]
@@ -490,7 +490,7 @@ def test_custom_from_a_csv(tmp_path):
     for content, message in (
         ("image,label\nimages/z.png,labels/b.png\n", r"line 2: .*z\.png is not there"),
         ("images/b.png\n", r"line 1: 1 columns where image,label are expected"),
-        ("", "no pairs of picture and label"),
+        ("", "no pairs of image and label"),
     ):
         table.write_text(content)
         with pytest.raises(UserError, match=message):

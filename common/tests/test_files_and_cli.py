@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive
-from common.machine.cpu import configure_cpu, physical_cores
 from common.files import atomic_write, sha256_of
+from common.machine.cpu import configure_cpu, physical_cores
 from common.weights.pdparams import read_pdparams
 
 import numpy as np

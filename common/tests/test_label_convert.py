@@ -6,9 +6,9 @@ from pathlib import Path
 from common.cli import UserError
 from common.create_dataset_list import main
 from common.dataset_list import convert_labels, make_lists, read_list
-from common.lists.convert import colors_to_ids, draw_instances, draw_polygons
-from common.labels import PASCAL_CONTEXT_459_IDS, cityscapes_raw_labels, load_custom
 from common.images.read import read_label
+from common.labels import PASCAL_CONTEXT_459_IDS, cityscapes_raw_labels, load_custom
+from common.lists.convert import colors_to_ids, draw_instances, draw_polygons
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ def test_polygons_are_drawn_as_cityscapesscripts_does(tmp_path, seed):
 
 
 def cityscapes_with(root: Path, source: str) -> tuple[Path, Path]:
-    """One picture each of train, val, test with only labelIds or only polygons; returns a label's two names."""
+    """One image each of train, val, test with only labelIds or only polygons; returns a label's two names."""
     for split, city in (("train", "aachen"), ("val", "lindau"), ("test", "berlin")):
         write(root / f"leftImg8bit/{split}/{city}/{city}_000000_000000_leftImg8bit.png", np.zeros((256, 512, 3)))
         label = root / f"gtFine/{split}/{city}/{city}_000000_000000_gtFine_"
@@ -161,7 +161,7 @@ def test_instances_in_all_three_forms_first_one_wins():
 
 
 def coco(root: Path) -> Path:
-    """Three pictures: person under a hat-like other category, a tiny person, and nothing."""
+    """Three images: person under a hat-like other category, a tiny person, and nothing."""
     size = (60, 60)
     square = [[5.0, 5.0, 55.0, 5.0, 55.0, 55.0, 5.0, 55.0]]
     tiny = [[5.0, 5.0, 15.0, 5.0, 15.0, 15.0, 5.0, 15.0]]
@@ -178,16 +178,16 @@ def coco(root: Path) -> Path:
     return root
 
 
-def test_coco_draws_the_voc_categories_and_leaves_out_small_pictures(tmp_path, capsys):
+def test_coco_draws_the_voc_categories_and_leaves_out_small_images(tmp_path, capsys):
     pytest.importorskip("pycocotools")
     assert main(["coco", str(coco(tmp_path))]) == 0
     pairs = read_list(tmp_path / "train.txt")
     assert [pair.image.name for pair in pairs] == ["000000000001.jpg"]
     assert np.unique(read_label(pairs[0].label)).tolist() == [0, 1]  # the backpack in front (27) is not of VOC
-    assert "train: 2 pictures with at most 1000 labelled pixels are left out" in capsys.readouterr().out
+    assert "train: 2 images with at most 1000 labelled pixels are left out" in capsys.readouterr().out
 
 
-def test_coco80_draws_everything_and_keeps_every_picture(tmp_path):
+def test_coco80_draws_everything_and_keeps_every_image(tmp_path):
     pytest.importorskip("pycocotools")
     make_lists("coco", coco(tmp_path), labels="coco80")
     pairs = read_list(tmp_path / "val.txt")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 
-def picture(seed, size=(80, 96)):
+def random_image(seed, size=(80, 96)):
     rng = np.random.default_rng(seed)
     return cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -20,12 +20,12 @@ def write_pair(root, stem, image, label, suffix=".png"):
 
 @pytest.fixture
 def camvid(tmp_path):
-    """Seven pictures of 80x96 with labels 0..11 (11 = unlabelled) and their list."""
+    """Seven images of 80x96 with labels 0..11 (11 = unlabelled) and their list."""
     rng = np.random.default_rng(0)
     lines = []
     for i in range(7):
         label = rng.integers(0, 12, (10, 12)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
-        lines.append(write_pair(tmp_path, f"p{i}", picture(i), label))
+        lines.append(write_pair(tmp_path, f"p{i}", random_image(i), label))
     (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -33,13 +33,13 @@ def camvid(tmp_path):
 def test_dataset_decodes_and_maps(camvid):
     sample = ListDataset(label_set("camvid"), camvid, "train.txt").load(2)
     assert sample.image.shape == (80, 96, 3)
-    np.testing.assert_array_equal(sample.image, picture(2))
+    np.testing.assert_array_equal(sample.image, random_image(2))
     raw = cv2.imread(f"{camvid}/p2.png", cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(sample.label, np.where(raw == 11, 255, raw))
 
 
 def test_cityscapes_ids_are_mapped_once(tmp_path):
-    image = picture(0, (65, 65))
+    image = random_image(0, (65, 65))
     ids = np.full((65, 65), 7, np.uint8)  # labelId 7 is road, train id 0; train id 7 is a traffic sign
     lines = [
         write_pair(tmp_path, "a", image, ids, "_gtFine_labelIds.png"),
@@ -63,7 +63,7 @@ def break_label_channels(root):
     cv2.imwrite(str(root / "p0.png"), np.zeros((80, 96, 3), np.uint8))
 
 
-def break_picture(root):
+def break_image(root):
     data = (root / "p0_i.png").read_bytes()
     (root / "p0_i.png").write_bytes(data[: len(data) // 2])
 
@@ -75,10 +75,10 @@ def break_label_file(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_label_size, r"p0\.png: label is \(80, 95\), picture \(80, 96\)"),
+        (break_label_size, r"p0\.png: label is \(80, 95\), image \(80, 96\)"),
         (break_label_range, r"p0\.png.*camvid.*77"),
         (break_label_channels, r"p0\.png: .*one channel"),
-        (break_picture, r"p0_i\.png: truncated"),
+        (break_image, r"p0_i\.png: truncated"),
         (break_label_file, r"p0\.png: the file is empty"),
     ],
 )

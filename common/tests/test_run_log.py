@@ -58,7 +58,7 @@ def test_what_is_written_is_read(log):
 def test_printed_are_the_classes_that_occur_and_the_first_of_the_others(capsys):
     print_scores(evaluation(2), NAMES, "ss", "val")
     assert capsys.readouterr().out.splitlines() == [
-        "val: 2 pictures, ss",
+        "val: 2 images, ss",
         "  road                     IoU  50.00 %   accuracy  50.00 %",
         "  sky                      IoU  66.67 %   accuracy 100.00 %",
         "mIoU 58.33 % (over 2 of 3 classes; absent: train)  pixel accuracy 75.00 %  loss 0.5000  1.2 s",
@@ -91,7 +91,7 @@ def test_trim_to_nothing_leaves_the_headers(log):
     assert (log.folder / "train.csv").read_text() == "step,loss\n"
 
 
-def test_the_curve_is_a_picture(log):
+def test_the_curve_is_an_image(log):
     log.draw_curve("title")
     curve = cv2.imread(str(log.folder / "curve.png"))
     assert curve.shape[0] > 300

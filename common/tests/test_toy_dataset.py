@@ -13,10 +13,10 @@ from common.labels import cityscapes_raw_labels, label_set, load_custom, pascal_
 from common.toy.canvas import Concept, Thing
 from common.toy.closeups import draw_person, draw_shadows
 from common.toy.coco import CATEGORIES
-from common.toy_dataset import layouts, write_toy_dataset
 from common.toy.formats import coco_polygons, coco_run_lengths, layered_regions
 from common.toy.layouts import CITYSCAPES, LIP, Plan
 from common.toy.scenes import draw_street
+from common.toy_dataset import layouts, write_toy_dataset
 
 import cv2
 import numpy as np
@@ -74,27 +74,27 @@ def test_same_seed_same_bytes_in_this_and_in_another_process(written, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "lip", "sbu"])
-def test_another_seed_gives_other_pictures(written, tmp_path, name):
+def test_another_seed_gives_other_images(written, tmp_path, name):
     other = digests(write_toy_dataset(name, tmp_path / name, **{**COUNTS, "num_train": 2}, seed=1))
-    pictures = [file for file in other if file.endswith((".jpg", ".png")) and ("eftImg8bit" in file or ".jpg" in file)]
-    assert len(pictures) >= 4
+    images = [file for file in other if file.endswith((".jpg", ".png")) and ("eftImg8bit" in file or ".jpg" in file)]
+    assert len(images) >= 4
     here = digests(written[name])
-    assert all(other[file] != here[file] for file in pictures)
+    assert all(other[file] != here[file] for file in images)
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(written, tmp_path):
+def test_an_image_does_not_depend_on_how_many_there_are(written, tmp_path):
     few = digests(write_toy_dataset("cityscapes", tmp_path / "few", num_train=3, num_val=1, size=SIZE))
     here = digests(written["cityscapes"])
-    pictures = [file for file in few if file.startswith(("leftImg8bit", "gt"))]
-    assert len(pictures) == (3 + 1 + 1 + 1) * 5
-    assert all(few[file] == here[file] for file in pictures)
+    images = [file for file in few if file.startswith(("leftImg8bit", "gt"))]
+    assert len(images) == (3 + 1 + 1 + 1) * 5
+    assert all(few[file] == here[file] for file in images)
 
 
 # --- structure -------------------------------------------------------------------------------------------------------
 
 
 def expected_files(name: str) -> set[str]:
-    """The names of all files of 4 + 2 pictures, spelled out from each data set's own conventions."""
+    """The names of all files of 4 + 2 images, spelled out from each data set's own conventions."""
     numbers = {"train": range(1, 5), "val": range(1, 3)}
     files = {"toy_dataset.json"}
     if name == "cityscapes":
@@ -166,7 +166,7 @@ def label_files(name: str, root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in ("voc_aug", "coco")])
-def test_labels_hold_legal_values_at_the_size_of_the_pictures(written, name):
+def test_labels_hold_legal_values_at_the_size_of_the_images(written, name):
     labels = load_custom(written[name] / "classes.yaml") if name == "custom" else label_set(name)
     found = np.zeros(256, int)
     files = label_files(name, written[name])
@@ -181,12 +181,12 @@ def test_labels_hold_legal_values_at_the_size_of_the_pictures(written, name):
     assert (found[255] > 0) == (name not in ("lip", "sbu"))
 
 
-def test_pictures_have_three_channels_and_the_size(written):
+def test_images_have_three_channels_and_the_size(written):
     for name, root in written.items():
-        pictures = [p for p in root.rglob("*") if p.suffix == ".jpg" or p.name.endswith("_leftImg8bit.png")]
-        pictures += list((root / "train").glob("*.png")) if name == "camvid" else []
-        assert len(pictures) >= 4
-        for path in pictures:
+        images = [p for p in root.rglob("*") if p.suffix == ".jpg" or p.name.endswith("_leftImg8bit.png")]
+        images += list((root / "train").glob("*.png")) if name == "camvid" else []
+        assert len(images) >= 4
+        for path in images:
             with Image.open(path) as image:
                 assert (image.mode, image.size) == ("RGB", SIZE[::-1])
 
@@ -194,7 +194,7 @@ def test_pictures_have_three_channels_and_the_size(written):
 # --- cityscapes ------------------------------------------------------------------------------------------------------
 
 
-def test_cityscapes_files_of_a_picture_agree(written):
+def test_cityscapes_files_of_an_image_agree(written):
     raw = {label.id: label for label in cityscapes_raw_labels()}
     for path in label_files("cityscapes", written["cityscapes"]):
         ids = read(path)
@@ -381,10 +381,10 @@ def test_a_class_is_not_one_colour_and_two_classes_share_colours(scenes):
         for number, thing in enumerate(scene.things, start=1):
             mask = scene.instances == number
             if mask.sum() > 50:
-                means.setdefault(thing.concept, []).append(scene.picture[mask].mean(axis=0))
+                means.setdefault(thing.concept, []).append(scene.image[mask].mean(axis=0))
     assert np.std(means[Concept.CAR], axis=0).mean() > 15
     ground = [
-        np.mean([s.picture[s.concepts == c].mean(axis=0) for s in scenes], axis=0)
+        np.mean([s.image[s.concepts == c].mean(axis=0) for s in scenes], axis=0)
         for c in (Concept.ROAD, Concept.SIDEWALK)
     ]
     assert 5 < np.abs(ground[0] - ground[1]).mean() < 80
@@ -421,16 +421,16 @@ def test_shadows_are_darker_than_the_ground_beside_them():
         assert 0.002 < shadow.mean() < 0.7
         around = ndimage.binary_dilation(shadow, iterations=6) & ~ndimage.binary_dilation(shadow, iterations=3)
         core = ndimage.binary_erosion(shadow)
-        assert np.median(scene.picture[core]) < 0.85 * np.median(scene.picture[around])
+        assert np.median(scene.image[core]) < 0.85 * np.median(scene.image[around])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (95, 61), (48, 200), (513, 97)])
 @pytest.mark.parametrize("painter", [draw_street, draw_person, draw_shadows])
 def test_any_size_can_be_drawn(size, painter):
     scene = Plan(Path("unused"), 0, 0, size, 0).draw("train", 0, painter)
-    assert scene.picture.shape == (*size, 3) and scene.picture.dtype == np.uint8
+    assert scene.image.shape == (*size, 3) and scene.image.dtype == np.uint8
     assert scene.concepts.shape == scene.instances.shape == size
-    assert scene.picture.std() > 8
+    assert scene.image.std() > 8
 
 
 # --- writing into folders --------------------------------------------------------------------------------------------
@@ -526,7 +526,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 def test_command(tmp_path):
     done = run("sbu", str(tmp_path / "toy"), "--train", "2", "--val", "1", "--height", "32", "--width", "48")
-    assert done.returncode == 0 and "2 + 1 pictures of 32x48" in done.stdout
+    assert done.returncode == 0 and "2 + 1 images of 32x48" in done.stdout
     assert len(list((tmp_path / "toy").rglob("ShadowMasks/*.png"))) == 3
     failed = run("sbuu", str(tmp_path / "other"))
     assert failed.returncode == 1

@@ -12,7 +12,7 @@ import pytest
 
 
 def crop(image, label, rng):
-    """A random 65x65 window of both, picture scaled to 0..1."""
+    """A random 65x65 window of both, image scaled to 0..1."""
     top, left = rng.integers(0, 15), rng.integers(0, 31)
     window = np.s_[top : top + 65, left : left + 65]
     return (image[window] / np.float32(255)).transpose(2, 0, 1), label[window]
@@ -20,7 +20,7 @@ def crop(image, label, rng):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Seven pictures of 80x96 with labels 0..11 (11 = unlabelled)."""
+    """Seven images of 80x96 with labels 0..11 (11 = unlabelled)."""
     rng = np.random.default_rng(0)
     for i in range(7):
         cv2.imwrite(str(tmp_path / f"i{i}.png"), rng.integers(0, 256, (80, 96, 3), dtype=np.uint8))
@@ -39,7 +39,7 @@ def test_the_stream_is_a_function_of_seed_and_position(dataset):
     assert (image.dtype, image.shape, label.dtype, label.shape) == (np.float32, (3, 65, 65), np.int64, (65, 65))
 
 
-def test_every_epoch_sees_every_picture_once_in_another_order(dataset):
+def test_every_epoch_sees_every_image_once_in_another_order(dataset):
     stream = TrainStream(dataset, crop, seed=0)
     epochs = [[stream.pair_index(position) for position in range(7 * e, 7 * e + 7)] for e in range(3)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
@@ -68,7 +68,7 @@ def test_threads_change_no_batch(dataset, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_unreadable_picture_arrives_as_it_was_raised(dataset, tmp_path, num_workers):
+def test_an_unreadable_image_arrives_as_it_was_raised(dataset, tmp_path, num_workers):
     path = tmp_path / "i0.png"
     path.write_bytes(path.read_bytes()[:5000])
     stream = TrainStream(dataset, crop, seed=0)
@@ -78,7 +78,7 @@ def test_an_unreadable_picture_arrives_as_it_was_raised(dataset, tmp_path, num_w
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_picture_that_never_arrives_stops_the_run_and_is_named(dataset, monkeypatch, num_workers):
+def test_an_image_that_never_arrives_stops_the_run_and_is_named(dataset, monkeypatch, num_workers):
     stream, real = TrainStream(dataset, crop, seed=0), dataset.load
     hanging = stream.pair_index(8)
     monkeypatch.setattr(dataset, "load", lambda i: threading.Event().wait() if i == hanging else real(i))

@@ -1,4 +1,4 @@
-"""Weights are not fed pictures of another normalisation."""
+"""Weights are not fed images of another normalisation."""
 
 from hashlib import sha256
 

@@ -1,4 +1,4 @@
-"""What the embedded data set is drawn with: concepts, a canvas that paints picture and labels at once, a camera."""
+"""What the embedded data set is drawn with: concepts, a canvas that paints image and labels at once, a camera."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Concept(IntEnum):
     """What a pixel of a drawn scene shows, finer than any one data set's classes. Each layout maps it to its labels."""
 
     VOID = 0
-    BORDER = 1  # the strip at the picture's edge that rectification leaves empty
+    BORDER = 1  # the strip at the image's edge that rectification leaves empty
     EGO_CAR = 2
     ROAD = 3
     SIDEWALK = 4
@@ -79,25 +79,25 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture with all that is known about it.
+    """A drawn image with all that is known about it.
 
     Attributes:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         concepts: (H, W) uint8, values of `Concept`.
         instances: (H, W) uint16, 0 = no countable object, k = `things[k - 1]`.
         things: The countable objects, farthest first.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     concepts: np.ndarray
     instances: np.ndarray
     things: tuple[Thing, ...]
 
 
 class Canvas:
-    """Picture, concept map and instance map that are painted together.
+    """Image, concept map and instance map that are painted together.
 
-    Small pictures are drawn at twice their size and reduced at the end, which smooths their edges; labels are sampled,
+    Small images are drawn at twice their size and reduced at the end, which smooths their edges; labels are sampled,
     never mixed. Coordinates are (x, y) in canvas pixels.
 
     Args:
@@ -107,14 +107,14 @@ class Canvas:
     def __init__(self, size: tuple[int, int]):
         self.oversampling = 2 if size[0] < 512 else 1
         self.height, self.width = size[0] * self.oversampling, size[1] * self.oversampling
-        self.picture = np.zeros((self.height, self.width, 3), np.uint8)
+        self.image = np.zeros((self.height, self.width, 3), np.uint8)
         self.concepts = np.zeros((self.height, self.width), np.uint8)
         self.instances = np.zeros((self.height, self.width), np.uint16)
         self.things: list[Thing] = []
 
     @property
     def unit(self) -> float:
-        """One pixel of a picture 128 high, in canvas pixels: what line widths and smallest sizes are counted in."""
+        """One pixel of an image 128 high, in canvas pixels: what line widths and smallest sizes are counted in."""
         return self.height / 128
 
     def pen(self, concept: Concept) -> Pen:
@@ -127,7 +127,7 @@ class Canvas:
         return Pen(self, concept, len(self.things))
 
     def darken(self, points: Sequence[Point], factor: float) -> None:
-        """Lays a shadow: multiplies the picture inside a polygon; labels stay as they are."""
+        """Lays a shadow: multiplies the image inside a polygon; labels stay as they are."""
         polygon = _as_pixels(points)
         x, y, width, height = cv2.boundingRect(polygon)
         x0, y0 = max(x, 0), max(y, 0)
@@ -136,24 +136,24 @@ class Canvas:
             return
         mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
         cv2.fillPoly(mask, [polygon - np.array([x0, y0], np.int32)], 1)
-        part = self.picture[y0:y1, x0:x1]
+        part = self.image[y0:y1, x0:x1]
         part[mask > 0] = (part[mask > 0] * factor).astype(np.uint8)
 
     def finish(self) -> Scene:
         """Returns the scene at its final size."""
         step = self.oversampling
         size = (self.width // step, self.height // step)
-        picture = cv2.resize(self.picture, size, interpolation=cv2.INTER_AREA) if step > 1 else self.picture
+        image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA) if step > 1 else self.image
         concepts = np.ascontiguousarray(self.concepts[::step, ::step])
         instances = np.ascontiguousarray(self.instances[::step, ::step])
-        return Scene(picture, concepts, instances, tuple(self.things))
+        return Scene(image, concepts, instances, tuple(self.things))
 
 
 @dataclass(frozen=True)
 class Pen:
-    """Paints with a colour on the picture and with one concept and instance on the label maps.
+    """Paints with a colour on the image and with one concept and instance on the label maps.
 
-    A colour of None leaves the picture as it is (what shows between the spokes of a wheel is still the bicycle).
+    A colour of None leaves the image as it is (what shows between the spokes of a wheel is still the bicycle).
     """
 
     canvas: Canvas
@@ -185,13 +185,11 @@ class Pen:
         """Paints a circle's line and labels the whole disc."""
         self.ellipse(centre, (radius, radius), None)
         middle = tuple(int(v) for v in _as_pixels([centre])[0])
-        cv2.circle(
-            self.canvas.picture, middle, max(1, round(radius - width / 2)), as_bytes(color), max(1, round(width))
-        )
+        cv2.circle(self.canvas.image, middle, max(1, round(radius - width / 2)), as_bytes(color), max(1, round(width)))
 
     def _paint(self, draw: Callable[[np.ndarray, object], object], color: Color | None) -> None:
         if color is not None:
-            draw(self.canvas.picture, as_bytes(color))
+            draw(self.canvas.image, as_bytes(color))
         draw(self.canvas.concepts, int(self.concept))
         draw(self.canvas.instances, self.instance)
 

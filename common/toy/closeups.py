@@ -1,4 +1,4 @@
-"""The two kinds of embedded pictures that are not streets: a person seen close, in parts, and shadows on the ground."""
+"""The two kinds of embedded images that are not streets: a person seen close, in parts, and shadows on the ground."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 Part = Callable[[Concept, Color, list[Point]], None]  # fills a polygon given in metres
-Limb = tuple[int, Concept, Concept, Concept]  # side of the picture (-1 left), and its arm, leg and shoe
+Limb = tuple[int, Concept, Concept, Concept]  # side of the image (-1 left), and its arm, leg and shoe
 
 
 def draw_person(size: tuple[int, int], rng: np.random.Generator) -> Scene:
@@ -33,21 +33,21 @@ def draw_person(size: tuple[int, int], rng: np.random.Generator) -> Scene:
     frame = Frame(x, head + tall, scale)
     _dressed(canvas, frame, rng)
     scene = canvas.finish()
-    return replace(scene, picture=photograph(scene, rng, (1.0, 1.0, 1.0)))
+    return replace(scene, image=photograph(scene, rng, (1.0, 1.0, 1.0)))
 
 
 def _backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
     """Paints an out-of-focus background."""
     cells = rng.uniform(90, 215, (4, 7, 1)) + rng.normal(0, 11, (4, 7, 3))
     blurred = cv2.resize(cells.astype(np.float32), (canvas.width, canvas.height), interpolation=cv2.INTER_CUBIC)
-    canvas.picture[:] = np.clip(blurred, 20, 240).astype(np.uint8)
+    canvas.image[:] = np.clip(blurred, 20, 240).astype(np.uint8)
     floor = int(canvas.height * rng.uniform(0.78, 0.9))
-    canvas.picture[floor:] = (canvas.picture[floor:] * 0.75).astype(np.uint8)
+    canvas.image[floor:] = (canvas.image[floor:] * 0.75).astype(np.uint8)
 
 
 def _dressed(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
     front = rng.random() < 0.8
-    # Seen from the front, a person's right is on the left of the picture.
+    # Seen from the front, a person's right is on the left of the image.
     right, left = (-1, 1) if front else (1, -1)
     limbs: tuple[Limb, Limb] = (
         (right, Concept.RIGHT_ARM, Concept.RIGHT_LEG, Concept.RIGHT_SHOE),
@@ -182,7 +182,7 @@ def draw_shadows(size: tuple[int, int], rng: np.random.Generator) -> Scene:
     _floor(canvas, rng)
     slant = rng.uniform(0.3, 1.1) * rng.choice((-1.0, 1.0)), rng.uniform(0.25, 0.7)
     shadow = canvas.pen(Concept.SHADOW)
-    if rng.random() < 0.5:  # of a tree outside the picture
+    if rng.random() < 0.5:  # of a tree outside the image
         middle = rng.uniform(0.1, 0.9) * canvas.width, rng.uniform(0.0, 0.3) * canvas.height
         for _ in range(18):
             at = middle[0] + rng.normal(0, 0.14) * canvas.height, middle[1] + rng.normal(0, 0.1) * canvas.height
@@ -203,13 +203,13 @@ def draw_shadows(size: tuple[int, int], rng: np.random.Generator) -> Scene:
         shadow.polygon([(f.x + (x + y * slant[0]) * f.scale, f.y + y * slant[1] * f.scale) for x, y in outline], None)
     dark = cv2.GaussianBlur((canvas.concepts == Concept.SHADOW).astype(np.float32), (0, 0), 0.8 * canvas.unit)
     strength = np.float32(rng.uniform(0.42, 0.6)) * np.float32((1.08, 1.0, 0.88))  # the sky still lights it, bluish
-    canvas.picture[:] = (canvas.picture * (1 - dark[..., None] * strength)).astype(np.uint8)
+    canvas.image[:] = (canvas.image * (1 - dark[..., None] * strength)).astype(np.uint8)
     for f, (outline, color) in zip(frames, outlines, strict=True):
         thing = canvas.pen(Concept.VOID)
         thing.polygon(f.points(*outline), color)
         thing.polygon(f.points(*[(x * 0.5 - 0.12, y) for x, y in outline]), tint(color, 1.2))
     scene = canvas.finish()
-    return replace(scene, picture=photograph(scene, rng, (1.02, 1.0, 0.97)))
+    return replace(scene, image=photograph(scene, rng, (1.02, 1.0, 0.97)))
 
 
 def _floor(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -218,7 +218,7 @@ def _floor(canvas: Canvas, rng: np.random.Generator) -> None:
     height, width = canvas.height, canvas.width
     grain = cv2.resize(rng.standard_normal((height // 3, width // 3), np.float32), (width, height)) * 9
     patches = cv2.resize(rng.standard_normal((5, 8), np.float32), (width, height), interpolation=cv2.INTER_CUBIC) * 11
-    canvas.picture[:] = np.clip(np.float32(color) + (grain + patches)[..., None], 0, 255).astype(np.uint8)
+    canvas.image[:] = np.clip(np.float32(color) + (grain + patches)[..., None], 0, 255).astype(np.uint8)
     pen = canvas.pen(Concept.VOID)
     if rng.random() < 0.5:
         step = height / rng.integers(3, 7)

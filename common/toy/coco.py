@@ -31,14 +31,14 @@ SMALLEST = 4  # pixels; what shows less of itself is not annotated
 
 
 def annotate(image_id: int, scene: Scene, first_id: int) -> list[dict]:
-    """Returns the annotations of one picture.
+    """Returns the annotations of one image.
 
     Single objects are polygons with their holes filled, groups (iscrowd = 1) are run lengths, as in COCO. They are
     ordered from far to near: painted in this order they give the visible objects.
 
     Args:
-        image_id: The picture's id.
-        scene: The picture.
+        image_id: The image's id.
+        scene: The image.
         first_id: The id of its first annotation.
     """
     ids = _category_ids()
@@ -56,7 +56,7 @@ def instances_file(sizes: dict[int, tuple[int, int]], annotations: list[dict]) -
 
     Args:
         sizes: Image id -> (height, width).
-        annotations: Of all pictures, from `annotate`.
+        annotations: Of all images, from `annotate`.
     """
     images = [
         {"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": height, "width": width, "license": 1}

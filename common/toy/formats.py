@@ -1,4 +1,4 @@
-"""What the embedded data set is written as, besides pictures: .mat, polygons and run lengths."""
+"""What the embedded data set is written as, besides images: .mat, polygons and run lengths."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import atomic_write
+from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.labels import (
     IGNORE,
     PASCAL_CONTEXT_459_IDS,
@@ -18,7 +19,6 @@ from common.labels import (
     label_set,
     voc_colormap,
 )
-from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.progress import track
 from common.toy.canvas import Concept, Scene
 from common.toy.closeups import draw_person, draw_shadows
@@ -90,7 +90,7 @@ CUSTOM_CLASSES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written: how many pictures of which size (height, width), from which seed."""
+    """What is to be written: how many images of which size (height, width), from which seed."""
 
     root: Path
     num_train: int
@@ -100,17 +100,17 @@ class Plan:
 
     @property
     def num_extra(self) -> int:
-        """Pictures of the smaller splits (test, coarse extra)."""
+        """Images of the smaller splits (test, coarse extra)."""
         return max(1, self.num_val // 5)
 
     def draw(self, split: str, index: int, painter: Callable[..., Scene] = draw_street) -> Scene:
-        """Returns one picture; it depends on seed, split, index and size alone, not on how many there are."""
+        """Returns one image; it depends on seed, split, index and size alone, not on how many there are."""
         return painter(self.size, np.random.Generator(np.random.PCG64([self.seed, SPLITS[split], index])))
 
     def scenes(
         self, split: str, count: int, painter: Callable[..., Scene] = draw_street
     ) -> Iterator[tuple[int, Scene]]:
-        """Draws the pictures of a split, and says how far that is."""
+        """Draws the images of a split, and says how far that is."""
         for index in track(range(count), f"drawing {split}", "image"):
             yield index, self.draw(split, index, painter)
 
@@ -152,7 +152,7 @@ def write_cityscapes(plan: Plan) -> None:
             if kind == "gtCoarse":
                 ids = _coarse(ids, scene.instances)
             label = f"{kind}/{stem}_{kind}"
-            plan.put(f"leftImg8bit/{stem}_leftImg8bit.png", png_bytes(scene.picture))
+            plan.put(f"leftImg8bit/{stem}_leftImg8bit.png", png_bytes(scene.image))
             plan.put(f"{label}_labelIds.png", png_bytes(ids))
             plan.put(f"{label}_labelTrainIds.png", png_bytes(train_ids[ids]))
             plan.put(f"{label}_color.png", png_bytes(colors[ids]))
@@ -191,7 +191,7 @@ def write_ade20k(plan: Plan) -> None:
     for split, folder, count in (("train", "training", plan.num_train), ("val", "validation", plan.num_val)):
         for index, scene in plan.scenes(split, count):
             name = f"{folder}/ADE_{split}_{index + 1:08d}"
-            plan.put(f"ADEChallengeData2016/images/{name}.jpg", jpeg_bytes(scene.picture))
+            plan.put(f"ADEChallengeData2016/images/{name}.jpg", jpeg_bytes(scene.image))
             plan.put(f"ADEChallengeData2016/annotations/{name}.png", png_bytes(table[scene.concepts]))
 
 
@@ -205,7 +205,7 @@ def write_pascal_context(plan: Plan) -> None:
         for index, scene in plan.scenes(split, count):
             stems.append(f"{year}_{index + 1:06d}")
             label = table[scene.concepts]
-            plan.put(f"JPEGImages/{stems[-1]}.jpg", jpeg_bytes(scene.picture))
+            plan.put(f"JPEGImages/{stems[-1]}.jpg", jpeg_bytes(scene.image))
             plan.put(f"GroundTruth_trainval_png/{stems[-1]}.png", png_bytes(label))
             plan.put(f"GroundTruth_trainval_mat/{stems[-1]}.mat", mat_bytes({"LabelMap": detailed[label]}))
         plan.put(f"pascal_context_{split}.txt", _lines(stems))
@@ -223,9 +223,9 @@ def write_voc(plan: Plan) -> None:
 
 
 def write_voc_aug(plan: Plan) -> None:
-    """PASCAL VOC 2012 with SBD, so that VOC train + SBD - VOC val are `num_train` pictures.
+    """PASCAL VOC 2012 with SBD, so that VOC train + SBD - VOC val are `num_train` images.
 
-    As in reality, SBD holds some pictures of VOC's train and of VOC's val: every fourth picture is VOC train, of these
+    As in reality, SBD holds some images of VOC's train and of VOC's val: every fourth image is VOC train, of these
     every other one is in SBD too; a half of VOC val is in SBD's val.
     """
     stems: dict[str, list[str]] = {"voc train": [], "voc val": [], "sbd train": [], "sbd val": []}
@@ -239,7 +239,7 @@ def write_voc_aug(plan: Plan) -> None:
                 _put_voc(plan, stem, scene)
             if index % 2 == 0 if split == "val" else not in_voc or index % 8 == 0:
                 stems["sbd val" if split == "val" or index % 4 == 3 else "sbd train"].append(stem)
-                _put_sbd(plan, stem, scene.picture, table[scene.concepts])
+                _put_sbd(plan, stem, scene.image, table[scene.concepts])
     _put_voc_sets(plan, stems["voc train"], stems["voc val"])
     for split in ("train", "val"):
         plan.put(f"SBD/benchmark_RELEASE/dataset/{split}.txt", _lines(sorted(stems[f"sbd {split}"])))
@@ -256,7 +256,7 @@ def _put_voc(plan: Plan, stem: str, scene: Scene) -> None:
     reach = np.ones((2 * max(1, plan.size[0] // 256) + 1,) * 2, np.uint8)
     label[cv2.dilate(keys, reach) != cv2.erode(keys, reach)] = 255
     label[np.isin(scene.concepts, (C.EGO_CAR, C.BORDER))] = 255
-    plan.put(f"{base}/JPEGImages/{stem}.jpg", jpeg_bytes(scene.picture))
+    plan.put(f"{base}/JPEGImages/{stem}.jpg", jpeg_bytes(scene.image))
     plan.put(f"{base}/SegmentationClass/{stem}.png", palette_png_bytes(label, voc_colormap()))
 
 
@@ -265,10 +265,10 @@ def _put_voc_sets(plan: Plan, train: list[str], val: list[str]) -> None:
         plan.put(f"VOCdevkit/VOC2012/ImageSets/Segmentation/{name}.txt", _lines(stems))
 
 
-def _put_sbd(plan: Plan, stem: str, picture: np.ndarray, label: np.ndarray) -> None:
+def _put_sbd(plan: Plan, stem: str, image: np.ndarray, label: np.ndarray) -> None:
     present = np.setdiff1d(np.unique(label), [0]).astype(np.uint8)[:, None]
     base = "SBD/benchmark_RELEASE/dataset"
-    plan.put(f"{base}/img/{stem}.jpg", jpeg_bytes(picture))
+    plan.put(f"{base}/img/{stem}.jpg", jpeg_bytes(image))
     content = {"GTcls": {"Segmentation": label, "CategoriesPresent": present}}
     plan.put(f"{base}/cls/{stem}.mat", mat_bytes(content))
 
@@ -279,7 +279,7 @@ def write_coco(plan: Plan) -> None:
         sizes, annotations = {}, []
         for index, scene in plan.scenes(split, count):
             image_id = SPLITS[split] * 500_000 + index + 1
-            plan.put(f"{split}2017/{image_id:012d}.jpg", jpeg_bytes(scene.picture))
+            plan.put(f"{split}2017/{image_id:012d}.jpg", jpeg_bytes(scene.image))
             sizes[image_id] = plan.size
             annotations += annotate(image_id, scene, first_id=SPLITS[split] * 10_000_000 + len(annotations) + 1)
         plan.put(f"annotations/instances_{split}2017.json", json.dumps(instances_file(sizes, annotations)))
@@ -292,7 +292,7 @@ def write_lip(plan: Plan) -> None:
         stems = []
         for index, scene in plan.scenes(split, count, draw_person):
             stems.append(f"{100_000 * (1 + SPLITS[split]) + index}_{index + 1:06d}")
-            plan.put(f"TrainVal_images/{split}_images/{stems[-1]}.jpg", jpeg_bytes(scene.picture))
+            plan.put(f"TrainVal_images/{split}_images/{stems[-1]}.jpg", jpeg_bytes(scene.image))
             label = png_bytes(table[scene.concepts])
             plan.put(f"TrainVal_parsing_annotations/{split}_segmentations/{stems[-1]}.png", label)
         plan.put(f"{split}_id.txt", _lines(stems))
@@ -304,7 +304,7 @@ def write_sbu(plan: Plan) -> None:
     for split, folder, count in folders:
         for index, scene in plan.scenes(split, count, draw_shadows):
             mask = np.where(scene.concepts == Concept.SHADOW, 255, 0).astype(np.uint8)
-            plan.put(f"{folder}/ShadowImages/lssd{index + 1}.jpg", jpeg_bytes(scene.picture))
+            plan.put(f"{folder}/ShadowImages/lssd{index + 1}.jpg", jpeg_bytes(scene.image))
             plan.put(f"{folder}/ShadowMasks/lssd{index + 1}.png", png_bytes(mask))
 
 
@@ -313,7 +313,7 @@ def write_camvid(plan: Plan) -> None:
     table = _table(CAMVID, "camvid", other=11)
     for split, count in (("train", plan.num_train), ("val", plan.num_val), ("test", plan.num_extra)):
         for index, scene in plan.scenes(split, count):
-            plan.put(f"{split}/toy_{split}_{index:06d}.png", png_bytes(scene.picture))
+            plan.put(f"{split}/toy_{split}_{index:06d}.png", png_bytes(scene.image))
             plan.put(f"{split}annot/toy_{split}_{index:06d}.png", png_bytes(table[scene.concepts]))
 
 
@@ -327,7 +327,7 @@ def write_custom(plan: Plan) -> None:
     plan.put("classes.yaml", "\n".join(["name: toy_custom", "classes:", *rows, f"ignore: {IGNORE}", ""]))
     for split, count in (("train", plan.num_train), ("val", plan.num_val)):
         for index, scene in plan.scenes(split, count):
-            plan.put(f"images/{split}/street_{index:06d}.jpg", jpeg_bytes(scene.picture))
+            plan.put(f"images/{split}/street_{index:06d}.jpg", jpeg_bytes(scene.image))
             plan.put(f"labels/{split}/street_{index:06d}.png", png_bytes(table[scene.concepts]))
 
 

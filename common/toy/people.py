@@ -52,14 +52,14 @@ def crowd(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
 
 
 def cyclist(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
-    """Draws someone riding a bicycle across the picture."""
+    """Draws someone riding a bicycle across the image."""
     canvas.darken(f.points((-0.9, -0.08), (0.9, -0.08), (0.9, 0.05), (-0.9, 0.05)), 0.6)
     bicycle(canvas.thing(Concept.BICYCLE), f, rng)
     _rider(canvas.thing(Concept.RIDER), f, rng, seat=(-0.22, 1.0), foot=(0.05, 0.25), hand=(0.45, 1.08))
 
 
 def motorcyclist(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
-    """Draws someone riding a motorcycle across the picture."""
+    """Draws someone riding a motorcycle across the image."""
     canvas.darken(f.points((-1.1, -0.08), (1.1, -0.08), (1.1, 0.05), (-1.1, 0.05)), 0.6)
     motorcycle(canvas.thing(Concept.MOTORCYCLE), f, rng)
     _rider(canvas.thing(Concept.RIDER), f, rng, seat=(-0.35, 0.92), foot=(0.1, 0.3), hand=(0.36, 1.18))

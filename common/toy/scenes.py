@@ -124,7 +124,7 @@ def draw_street(size: tuple[int, int], rng: np.random.Generator) -> Scene:
         draw()
     _camera_car(street)
     scene = street.canvas.finish()
-    return replace(scene, picture=photograph(scene, rng, street.mood.gain))
+    return replace(scene, image=photograph(scene, rng, street.mood.gain))
 
 
 def _plan(canvas: Canvas, rng: np.random.Generator) -> Street:
@@ -158,7 +158,7 @@ def _sky(street: Street) -> None:
     clouds = clouds + 0.45 * cv2.resize(fine, size, interpolation=cv2.INTER_CUBIC)
     cover = np.clip((clouds - 0.5) * 1.5, 0, 1)[..., None] * mood.clouds
     white = 0.5 * np.float32(mood.haze) + 0.5 * np.float32((255, 252, 248))
-    canvas.picture[:bottom] = np.clip(sky + cover * (white - sky), 0, 255).astype(np.uint8)
+    canvas.image[:bottom] = np.clip(sky + cover * (white - sky), 0, 255).astype(np.uint8)
     base = camera.horizon + canvas.unit * 1.5
     if rng.random() < 0.6:
         x = np.linspace(0, canvas.width, 17)
@@ -367,7 +367,7 @@ def _camera_car(street: Street) -> None:
 
 
 def photograph(scene: Scene, rng: np.random.Generator, gain: Color) -> np.ndarray:
-    """Returns the picture as a camera would have it: surfaces grained, lit, exposed by chance, with sensor noise."""
+    """Returns the image as a camera would have it: surfaces grained, lit, exposed by chance, with sensor noise."""
     height, width = scene.concepts.shape
     table = np.tile(np.float32(DEFAULT_GRAIN), (256, 1))
     for concept, strength in GRAIN.items():
@@ -379,6 +379,6 @@ def photograph(scene: Scene, rng: np.random.Generator, gain: Color) -> np.ndarra
     across = np.linspace(rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1), width, dtype=np.float32)
     exposure = (1.0 + across) * np.float32(rng.uniform(0.88, 1.12))
     light = np.float32(gain) * np.float32(rng.normal(1.0, 0.02, 3))
-    lit = (scene.picture + grain[..., None]) * light * exposure[None, :, None]
+    lit = (scene.image + grain[..., None]) * light * exposure[None, :, None]
     lit += rng.standard_normal((height, width, 3), np.float32) * np.float32(rng.uniform(1.0, 3.0))
     return np.clip(lit, 0, 255).astype(np.uint8)

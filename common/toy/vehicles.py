@@ -150,7 +150,7 @@ def truck(canvas: Canvas, camera: Camera, rng: np.random.Generator, x: float, z:
 
 
 def car_side(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
-    """Draws a car that crosses the picture."""
+    """Draws a car that crosses the image."""
     color = vary(rng, pick(rng, CAR_PAINTS), 10)
     canvas.darken(f.points((-2.2, -0.12), (2.2, -0.12), (2.2, 0.2), (-2.2, 0.2)), 0.5)
     pen = canvas.thing(Concept.CAR)
@@ -166,7 +166,7 @@ def car_side(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
 
 
 def bus_side(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
-    """Draws a bus that crosses the picture."""
+    """Draws a bus that crosses the image."""
     color = vary(rng, pick(rng, BUS_PAINTS), 8)
     canvas.darken(f.points((-4.1, -0.15), (4.1, -0.15), (4.1, 0.3), (-4.1, 0.3)), 0.5)
     pen = canvas.thing(Concept.BUS)
@@ -179,7 +179,7 @@ def bus_side(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
 
 
 def truck_side(canvas: Canvas, f: Frame, rng: np.random.Generator) -> None:
-    """Draws a lorry that crosses the picture."""
+    """Draws a lorry that crosses the image."""
     cargo, cab = vary(rng, pick(rng, CARGO_PAINTS), 8), vary(rng, pick(rng, CAB_PAINTS), 10)
     canvas.darken(f.points((-3.3, -0.15), (3.5, -0.15), (3.5, 0.3), (-3.3, 0.3)), 0.5)
     pen = canvas.thing(Concept.TRUCK)

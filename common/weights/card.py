@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import UserError
-from common.files import sha256_of
 from common.config.strict_yaml import load_yaml
+from common.files import sha256_of
 
 CLOSE = 1e-4  # 0.485 and 0.4850 are one mean; 0.485 and 0.5 are not
 
@@ -19,13 +19,13 @@ def card_of(weights: str | os.PathLike) -> Path:
 
 
 def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Stops a training whose pictures are normalised otherwise than its weights expect, as far as a card says so.
+    """Stops a training whose images are normalised otherwise than its weights expect, as far as a card says so.
 
     A file whose bytes are not those that the card describes is refused as well.
 
     Args:
         weights: The file of backbone weights.
-        mean: Of RGB pictures scaled to 0..1, as the experiment has it.
+        mean: Of RGB images scaled to 0..1, as the experiment has it.
         std: Likewise.
 
     Raises:

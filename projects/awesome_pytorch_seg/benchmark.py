@@ -8,14 +8,14 @@
                              fcn_resnet50
     deeplabv3   DeepLabV3    smp's DeepLabV3 at output stride 8, as shipped; torchvision's deeplabv3_resnet50
 
-They are not the same networks to the last layer, so the tables have the multiply-adds of a forward of one picture, and
+They are not the same networks to the last layer, so the tables have the multiply-adds of a forward of one image, and
 beside each speed-up the same for each multiply-add, which is the fair one where the networks differ much. smp's have no
 auxiliary head (nor has our DeepLabV3, as in its paper). smp's PSPNet fuses the pyramid by a 1x1 convolution where the
 paper's has 3x3, and as shipped it has three of five encoder stages, not dilated. torchvision's FCN has no pyramid; its
 DeepLabV3 has an auxiliary head and one more 3x3 convolution.
 
 A training step is forward, cross entropy (0.4 times that of the auxiliary output where there is one), backward and SGD.
-All get the same random pictures and labels, the GPU if there is one, and the same number of threads otherwise. Ours run
+All get the same random images and labels, the GPU if there is one, and the same number of threads otherwise. Ours run
 as train.py and eval.py run them: channels-last, and keeping freed memory. Comparisons:
     fp32           float32, theirs as they come
     bf16           autocast to bfloat16, theirs as they come
@@ -47,8 +47,8 @@ from typing import Any
 from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, serve
 from awesome_pytorch_seg.tables import write_csv
 from common.cli import CommandParser, UserError, positive, run_command
-from common.machine.cpu import physical_cores
 from common.files import atomic_write
+from common.machine.cpu import physical_cores
 from common.progress import Progress
 from common.run_log import environment
 
@@ -143,7 +143,7 @@ def timing_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
             **network._asdict(),
             **_task_columns(task),
             "mode": task.mode,
-            "gmacs_per_picture": round(gmacs[task, network], 2),
+            "gmacs_per_image": round(gmacs[task, network], 2),
             "median_ms": round(1000 * statistics.median(seconds), 2),
             "min_ms": round(1000 * min(seconds), 2),
             "max_ms": round(1000 * max(seconds), 2),
@@ -176,8 +176,8 @@ def speedup_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
                 "speedup": round(their_median / our_median, 3),
                 "speedup_min": round(min(turns), 3),
                 "speedup_max": round(max(turns), 3),
-                "ours_gmacs_per_picture": round(gmacs[ours], 2),
-                "their_gmacs_per_picture": round(gmacs[theirs], 2),
+                "ours_gmacs_per_image": round(gmacs[ours], 2),
+                "their_gmacs_per_image": round(gmacs[theirs], 2),
                 "speedup_per_gmac": round(their_median / our_median * gmacs[ours] / gmacs[theirs], 3),
             }
         )
@@ -190,7 +190,7 @@ def table(timing_rows: Sequence[Mapping[str, Any]], speedup_rows: Sequence[Mappi
     for row in timing_rows:
         lines.append(
             f"  {_shape(row):<20} {row['family']:<10} {row['library']:<16} {row['mode']:<19}{row['median_ms']:9.1f} ms "
-            f"({row['min_ms']:.1f}..{row['max_ms']:.1f})  {row['gmacs_per_picture']:.1f} GMAC/picture"
+            f"({row['min_ms']:.1f}..{row['max_ms']:.1f})  {row['gmacs_per_image']:.1f} GMAC/image"
         )
     lines.append("ours against the others: ratio of medians (range over turns), and for each multiply-add")
     for row in speedup_rows:
@@ -251,10 +251,10 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add = parser.add_argument_group("what is measured").add_argument
     add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="networks (default: both)")
-    sizes_help = "pixels of training pictures, of each size a row (default: 256x512)"
+    sizes_help = "pixels of training images, of each size a row (default: 256x512)"
     add("--sizes", nargs="+", type=_size, default=[(256, 512)], metavar="HxW", help=sizes_help)
-    add("--batch", type=positive, default=2, metavar="N", help="pictures of a training step, from 2 (default: 2)")
-    inference_help = "pixels of the picture of a forward (default: 256x512)"
+    add("--batch", type=positive, default=2, metavar="N", help="images of a training step, from 2 (default: 2)")
+    inference_help = "pixels of the image of a forward (default: 256x512)"
     add("--inference-size", type=_size, default=(256, 512), metavar="HxW", help=inference_help)
     add("--repeats", type=positive, default=5, metavar="N", help="timed steps of each (default: 5)")
     threads_help = "CPU threads of each process (default: all physical cores, as train.py)"
@@ -264,7 +264,7 @@ def _parse_args() -> argparse.Namespace:
     add("--output", type=Path, metavar="DIR", help=output_help)
     args = parser.parse_args()
     if args.batch == 1:
-        raise UserError("--batch 1: batch normalisation after global pooling needs at least 2 pictures")
+        raise UserError("--batch 1: batch normalisation after global pooling needs at least 2 images")
     return args
 
 

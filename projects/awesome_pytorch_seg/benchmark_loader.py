@@ -1,15 +1,15 @@
 """Times the preparation of a training sample from Cityscapes-sized PNGs: this project beside the original's steps.
 
     python benchmark_loader.py                   # embedded Cityscapes at 1024x2048, drawn once below output/; 1 minute
-    python benchmark_loader.py --data data/cityscapes --pictures 32
+    python benchmark_loader.py --data data/cityscapes --images 32
 
-Both decode a 1024x2048 picture and its labelIds, map the ids, mirror every other picture, bring the short side to
+Both decode a 1024x2048 image and its labelIds, map the ids, mirror every other image, bring the short side to
 260..1040 pixels, cut 480x480 (padding what is too small), and end at a normalised float tensor and int64 labels. Both
 use one core; CPU seconds are counted, so that other work on the machine disturbs little. The ways take turns over the
-same pictures; times are medians over the turns, a ratio has the range of the single turns' ratios.
+same images; times are medians over the turns, a ratio has the range of the single turns' ratios.
 
 "original" is written here from what the original's loader does, in its order, with Pillow and torchvision. Both blur
-every other picture; our colour jitter is off, it has none.
+every other image; our colour jitter is off, it has none.
 
 Writes loader.csv and env.json into --output (default: output/benchmark_loader_<date>_<time>).
 """
@@ -32,12 +32,12 @@ from awesome_pytorch_seg.tables import write_csv
 from common.cli import CommandParser, UserError, run_command
 from common.dataset_list import find_pairs
 from common.files import atomic_write
-from common.labels import label_set
-from common.samples.list_dataset import REPOSITORY
-from common.lists.list_file import Pair
 from common.images.read import read_image, read_label
+from common.labels import label_set
+from common.lists.list_file import Pair
 from common.progress import track
 from common.run_log import environment
+from common.samples.list_dataset import REPOSITORY
 from common.toy_dataset import write_toy_dataset
 
 import cv2
@@ -114,7 +114,7 @@ WAYS: dict[str, Way] = {
 
 
 def measure(pairs: list[Pair], repeats: int) -> dict[str, list[float]]:
-    """Returns way -> CPU seconds a picture, turn by turn; one turn before is warm-up."""
+    """Returns way -> CPU seconds an image, turn by turn; one turn before is warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for turn in track(range(repeats + 1), "benchmark", "turn"):
         for name, way in WAYS.items():
@@ -135,8 +135,8 @@ def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "way": name,
-                "cpu_ms_per_picture": round(1000 * median, 2),
-                "pictures_per_cpu_s": round(1 / median, 2),
+                "cpu_ms_per_image": round(1000 * median, 2),
+                "images_per_cpu_s": round(1 / median, 2),
                 "times_original": round(statistics.median(seconds["original"]) / median, 3),
                 "times_original_min": round(min(ratios), 3),
                 "times_original_max": round(max(ratios), 3),
@@ -154,12 +154,12 @@ def main() -> None:
     if root is None:
         root = REPOSITORY / "output" / "toy_cityscapes_1024x2048"
         write_toy_dataset("cityscapes", root, 16, 1, SIZE)
-    pairs = find_pairs("cityscapes", root, "labelIds").lists["train"][: args.pictures]
+    pairs = find_pairs("cityscapes", root, "labelIds").lists["train"][: args.images]
     env = environment(
         ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy"),
         project="awesome_pytorch_seg",
         threads=1,
-        pictures=len(pairs),
+        images=len(pairs),
         mean_png_bytes=round(statistics.mean(pair.image.stat().st_size for pair in pairs)),
         embedded_data=args.data is None,
         repeats=args.repeats,
@@ -172,7 +172,7 @@ def main() -> None:
         json.dump(env, stream, indent=2)
     for row in rows:
         print(
-            f"{row['way']:24s} {row['cpu_ms_per_picture']:7.1f} ms {row['pictures_per_cpu_s']:6.1f} pictures/CPU s "
+            f"{row['way']:24s} {row['cpu_ms_per_image']:7.1f} ms {row['images_per_cpu_s']:6.1f} images/CPU s "
             f"{row['times_original']:5.2f}x ({row['times_original_min']:.2f}..{row['times_original_max']:.2f})"
         )
     print(f"written: {output}/loader.csv, env.json")
@@ -182,13 +182,13 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     data_help = "root of Cityscapes (default: the embedded data, drawn at 1024x2048)"
     parser.add_argument("--data", type=Path, metavar="DIR", help=data_help)
-    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="pictures of a turn (default: 16)")
+    parser.add_argument("--images", type=int, default=16, metavar="N", help="images of a turn (default: 16)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed turns (default: 7)")
     output_help = "folder for the files (default: output/benchmark_loader_<date>_<time>)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     args = parser.parse_args()
-    if args.pictures < 1 or args.repeats < 1:
-        raise UserError("--pictures and --repeats must be at least 1")
+    if args.images < 1 or args.repeats < 1:
+        raise UserError("--images and --repeats must be at least 1")
     return args
 
 

@@ -73,7 +73,7 @@ def serve(network: Network, pipe: Connection) -> None:
 
 
 def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
+    """Random images float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
     blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
@@ -86,7 +86,7 @@ def make_step(network: Network, task: Task) -> tuple[Callable[[], float], float]
 
     Returns:
         A function that does the task once and returns a number of its result, which it has waited for; and 10^9
-        multiply-adds of a forward of one picture.
+        multiply-adds of a forward of one image.
     """
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"

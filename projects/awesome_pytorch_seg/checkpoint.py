@@ -16,10 +16,10 @@ from awesome_pytorch_seg.config import Config, ModelConfig
 from awesome_pytorch_seg.models import build_model
 from awesome_pytorch_seg.optimizer import WeightAverage
 from common.cli import UserError
-from common.files import atomic_write
-from common.weights.finetune import said, tensors_to_take
 from common.config.typed import config_from_text
+from common.files import atomic_write
 from common.weights.card import require_same_statistics
+from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
 
 import safetensors
@@ -41,7 +41,7 @@ class TrainState:
         best_step: Its step.
         config_text: The experiment as YAML.
         class_names: By train id.
-        mean: Of RGB pictures scaled to 0..1.
+        mean: Of RGB images scaled to 0..1.
         std: Likewise.
         scaler: State of the gradient scaler of fp16 training; empty otherwise.
         palette: RGB by train id, 0..255; None in files written before it was kept.
@@ -120,7 +120,7 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def memory_layout(channels_last: bool) -> torch.memory_format:
-    """PyTorch's word for a layout of pictures and of convolutions' weights."""
+    """PyTorch's word for a layout of images and of convolutions' weights."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

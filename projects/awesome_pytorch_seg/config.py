@@ -44,22 +44,22 @@ class DataConfig:
     root: str
     train_list: str  # relative to root
     val_list: str
-    mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1
+    mean: tuple[float, float, float]  # RGB, of images scaled to 0..1
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
         scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
+        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """A part of the training with its own sizes: small pictures first are cheap."""
+    """A part of the training with its own sizes: small images first are cheap."""
 
     share: float  # of all iterations; the shares of all stages add up to 1
-    scales: tuple[float, float]  # the range of the factor on a picture's sides, small ones as likely as large
-    crop_size: tuple[int, int]  # smaller pictures are padded: with the mean colour, and with ignored pixels
+    scales: tuple[float, float]  # the range of the factor on an image's sides, small ones as likely as large
+    crop_size: tuple[int, int]  # smaller images are padded: with the mean colour, and with ignored pixels
 
     def __post_init__(self) -> None:
         _require(0 < self.share <= 1, "share", "in (0, 1]")
@@ -74,7 +74,7 @@ class AugmentConfig:
     color_jitter: float  # brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]
     flip_probability: float
     stages: tuple[StageConfig, ...]
-    base_size: int | None = None  # the shorter side of a picture that `scales` are factors on; null: as it is
+    base_size: int | None = None  # the shorter side of an image that `scales` are factors on; null: as it is
     blur_probability: float = 0.0  # of a Gaussian blur with a standard deviation of U[0, 1] pixels
 
     def __post_init__(self) -> None:
@@ -183,16 +183,16 @@ class TrainConfig:
 class EvalProtocol:
     """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
 
-    Each of `scales` resizes the picture; logits are enlarged to the label's size, class probabilities are averaged over
+    Each of `scales` resizes the image; logits are enlarged to the label's size, class probabilities are averaged over
     scales, flips and windows. Labels are never resized but by `centre_crop`, which is there because the original
     project's table was measured so.
     """
 
     scales: tuple[float, ...]
     flip: bool
-    window: tuple[int, int] | None = None  # the network sees windows of this size; null: the whole picture at once
+    window: tuple[int, int] | None = None  # the network sees windows of this size; null: the whole image at once
     stride: tuple[int, int] | None = None  # from window to window; less than the window where they overlap
-    centre_crop: int | None = None  # first the square in the middle of picture AND label, at this shorter side
+    centre_crop: int | None = None  # first the square in the middle of image AND label, at this shorter side
 
     def __post_init__(self) -> None:
         _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
@@ -228,7 +228,7 @@ class EvalProtocol:
             "whole image" if self.window is None else "slide {}x{} by {}x{}".format(*self.window, *self.stride)
         )
         if self.centre_crop is not None:
-            parts.append(f"centre crop {self.centre_crop} of picture and label (labels resized)")
+            parts.append(f"centre crop {self.centre_crop} of image and label (labels resized)")
         return ", ".join(parts)
 
 

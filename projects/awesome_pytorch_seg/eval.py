@@ -28,10 +28,10 @@ from awesome_pytorch_seg.losses import mean_cross_entropy
 from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
-from common.samples.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
+from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
 
 import numpy as np
@@ -43,7 +43,7 @@ from torch import nn
 def class_scores(model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol) -> torch.Tensor:
     """Scores whose argmax is the prediction and whose softmax are the probabilities.
 
-    One scale, not mirrored, the whole picture: the logits. Otherwise: the logarithm of the mean of the probabilities.
+    One scale, not mirrored, the whole image: the logits. Otherwise: the logarithm of the mean of the probabilities.
 
     Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
     """
@@ -81,7 +81,7 @@ def _probabilities(
 
 
 def windows(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Windows that cover a picture of `size`, the last ones moved back so that they end where it ends."""
+    """Windows that cover an image of `size`, the last ones moved back so that they end where it ends."""
     starts = []
     for length, side, step in zip(size, window, stride, strict=True):
         last = length - side
@@ -95,9 +95,9 @@ def windows(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, i
 def evaluate(
     model: nn.Module, dataset: ListDataset, data: DataConfig, protocol: EvalProtocol, description: str = "evaluate"
 ) -> Evaluation:
-    """Evaluates every picture once, in float32, shared among the processes of a run; the model's mode is kept.
+    """Evaluates every image once, in float32, shared among the processes of a run; the model's mode is kept.
 
-    Every process gets the result of the whole set. No picture is counted twice, also where the shares differ.
+    Every process gets the result of the whole set. No image is counted twice, also where the shares differ.
     """
     start = time.perf_counter()
     device = next(model.parameters()).device
@@ -108,12 +108,12 @@ def evaluate(
     model.eval()
     mine = range(rank, len(dataset), processes.world_size())
     for index in track(mine, description, "image", keep=False, silent=rank > 0):
-        picture, ids, _ = dataset.load(index)
+        source, ids, _ = dataset.load(index)
         if protocol.centre_crop is not None:
-            picture, ids = centre_crop(picture, ids, protocol.centre_crop)
+            source, ids = centre_crop(source, ids, protocol.centre_crop)
         if protocol.window is None:
             require_sides(dataset.pairs[index].image, ids.shape, min(protocol.scales))
-        image = torch.from_numpy(normalize(picture, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
+        image = torch.from_numpy(normalize(source, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image.to(device), ids.shape, protocol)
         matrix.update(ids, scores.argmax(dim=1)[0].cpu().numpy())
         label = torch.from_numpy(ids[None].astype(np.int64)).to(device)
@@ -181,10 +181,10 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("protocol").add_argument
     protocol_help = "how it is measured, but for what the next four change (default: as the run's own validation)"
     add("--protocol", choices=list(PROTOCOLS), help=protocol_help)
-    scales_help = "factors on the picture's sides, whose results are averaged (default: the protocol's)"
+    scales_help = "factors on the image's sides, whose results are averaged (default: the protocol's)"
     add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
-    add("--flip", action="store_true", help="average with the mirrored picture")
-    window_help = "slide a window of so many pixels over the picture (default: the protocol's)"
+    add("--flip", action="store_true", help="average with the mirrored image")
+    window_help = "slide a window of so many pixels over the image (default: the protocol's)"
     add("--window", type=int, nargs=2, metavar=("H", "W"), help=window_help)
     stride_help = "pixels from window to window (default: two thirds of the window)"
     add("--stride", type=int, nargs=2, metavar=("H", "W"), help=stride_help)

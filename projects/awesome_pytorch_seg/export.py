@@ -1,4 +1,4 @@
-"""Exports a trained network as ONNX, for pictures of any size, and keeps only what computes the same.
+"""Exports a trained network as ONNX, for images of any size, and keeps only what computes the same.
 
     python export.py --weights output/<run>/best.safetensors                 # into output/<run>/best_export/model.onnx
     python export.py --weights W.safetensors --output deploy --size 512 1024 # traced, compared and timed at this size
@@ -11,7 +11,7 @@ So the file is run again in ONNX Runtime and compared with the network at the tr
 and one with another batch size; a difference at any of them leaves no file behind, and the command ends with 1.
 
 OCNet's pyramid is cut into regions, with which torch's exporter does not come to an end where sizes are free: its file
-takes pictures of the traced size alone, and says so.
+takes images of the traced size alone, and says so.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Comparison:
         size: Input (height, width).
         max_difference: Largest difference of two logits, relative to the largest absolute logit.
         agreement_percent: Share of pixels with the same argmax.
-        latency_ms: Median time of a picture.
+        latency_ms: Median time of an image.
     """
 
     runtime: str
@@ -117,7 +117,7 @@ def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int], is
     """
     import onnx
 
-    images = torch.zeros(2, 3, *size)  # two pictures: one would be taken for a constant
+    images = torch.zeros(2, 3, *size)  # two images: one would be taken for a constant
     free = torch.export.Dim.DYNAMIC
     dynamic = {0: free} if is_fixed else {0: free, 2: free, 3: free}
     # The exporter's advice goes to the log, to standard output and to warnings.
@@ -230,7 +230,7 @@ def require_agreement(comparisons: Sequence[Comparison]) -> None:
 
 def print_table(comparisons: Sequence[Comparison]) -> None:
     """Prints a line per runtime and size."""
-    print(f"{'runtime':<8} {'size':>10} {'max diff':>9} {'argmax same':>12} {'ms/picture':>11}")
+    print(f"{'runtime':<8} {'size':>10} {'max diff':>9} {'argmax same':>12} {'ms/image':>11}")
     for row in comparisons:
         size = f"{row.size[0]}x{row.size[1]}"
         scores = f"{row.max_difference:9.1e} {row.agreement_percent:10.4f} %"
@@ -251,7 +251,7 @@ def main() -> None:
     print_table(comparisons)
     fixed_size = OnnxNetwork(output / FILE).info.fixed_size
     sizes = "any size" if fixed_size is None else "{}x{} alone: torch's exporter knows no other way".format(*fixed_size)
-    print(f"written: {output / FILE}, for pictures of {sizes}")
+    print(f"written: {output / FILE}, for images of {sizes}")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _add_data_and_output(group: argparse._ArgumentGroup) -> None:
 def _add_length(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--iters", type=int, metavar="N", help="updates in all; warm-up shrinks in proportion (default: the config's)")
-    add("--epochs", type=int, metavar="N", help="length in passes over the training pictures (default: --iters)")
+    add("--epochs", type=int, metavar="N", help="length in passes over the training images (default: --iters)")
     resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
     add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
     add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
@@ -110,9 +110,9 @@ def _add_speed(group: argparse._ArgumentGroup) -> None:
 
 def _add_flags_of_the_original(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    batch_help = "pictures of an update, of all processes together (default: the config's)"
+    batch_help = "images of an update, of all processes together (default: the config's)"
     add("--batch-size", type=int, metavar="N", help=batch_help)
-    base_help = "pixels of a picture's shorter side before random scaling (default: the config's)"
+    base_help = "pixels of an image's shorter side before random scaling (default: the config's)"
     add("--base-size", type=int, metavar="N", help=base_help)
     add("--crop-size", type=int, metavar="N", help="pixels of a crop's sides (default: the config's)")
     lr_help = "highest learning rate; of the backbone, where there is one (default: the config's)"
@@ -166,10 +166,10 @@ def apply_flags(read: Callable[[list[str]], Config], args: argparse.Namespace, i
         raise UserError("--iters and --epochs both say how long to train: give one")
     iters = args.iters
     if iters is None:
-        pictures = len(open_list(with_root(config.data, args.data), config.data.train_list))
-        iters = math.ceil(args.epochs * pictures / config.train.batch_size)
+        images = len(open_list(with_root(config.data, args.data), config.data.train_list))
+        iters = math.ceil(args.epochs * images / config.train.batch_size)
         if is_base:
-            words.insert(0, f"train.eval_every={math.ceil(pictures / config.train.batch_size)}")
+            words.insert(0, f"train.eval_every={math.ceil(images / config.train.batch_size)}")
     words.append(f"train.iters={iters}")
     if args.warmup_iters is None:
         words.append(f"schedule.warmup_iters={config.schedule.warmup_iters * iters // config.train.iters}")

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 FORMAT = "segrepro-awesome_pytorch_seg-export-1"
-MIN_SIDE = 65  # pixels of the smallest picture: three at stride 32
+MIN_SIDE = 65  # pixels of the smallest image: three at stride 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ModelInfo:
         scale: Factor on 0..255 pixel values, before mean and std.
         mean: Per channel, of scaled values.
         std: Likewise.
-        fixed_size: The only (height, width) of pictures that it takes; None is any.
+        fixed_size: The only (height, width) of images that it takes; None is any.
     """
 
     format: str
@@ -153,7 +153,7 @@ class OnnxNetwork:
         """See `Network`.
 
         Raises:
-            UserError: Pictures of a size that the export does not take.
+            UserError: Images of a size that the export does not take.
         """
         size, fixed_size = images.shape[2:], self.info.fixed_size
         if fixed_size not in (None, size):

@@ -87,7 +87,7 @@ class DiceLoss(nn.Module):
     Shapes: logits (B, C, H, W), label int64 (B, H, W) -> scalar.
 
     Reference: Milletari et al., "V-Net", 3DV 2016, section 3.
-    Deviation: probabilities are summed, not their squares; all pictures of a batch are counted together.
+    Deviation: probabilities are summed, not their squares; all images of a batch are counted together.
     """
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -155,8 +155,8 @@ class OutputsLoss(nn.Module):
 class EncNetLoss(OutputsLoss):
     """EncNet's: main and auxiliary loss, and 0.2 times the semantic encoding loss, "presence".
 
-    That one is binary cross entropy between the presence logits and which classes occur in the picture's label;
-    pictures without a valid pixel are left out.
+    That one is binary cross entropy between the presence logits and which classes occur in the image's label;
+    images without a valid pixel are left out.
 
     Shapes: outputs (logits, presence logits (B, num_classes), auxiliary logits), label int64 (B, H, W).
 

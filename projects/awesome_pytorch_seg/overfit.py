@@ -1,12 +1,12 @@
-"""Lets each network learn one picture by heart: the quickest proof that it, its loss and the training loop work.
+"""Lets each network learn one image by heart: the quickest proof that it, its loss and the training loop work.
 
     python overfit.py                              # every network; tens of minutes on two CPU cores
     python overfit.py --models enet pspnet --iters 200
 
-The picture is drawn: four large areas, since FCN-32s decides on a grid of 1/32. Training is train.py's own, with the
-loss of the network's paper, on four copies of the picture in other colours (batch normalisation over equal pictures
+The image is drawn: four large areas, since FCN-32s decides on a grid of 1/32. Training is train.py's own, with the
+loss of the network's paper, on four copies of the image in other colours (batch normalisation over equal images
 would have nothing to divide by); each network has its smallest backbone and random weights. It ends at 95 % mIoU on the
-picture as it is, or after --iters updates.
+image as it is, or after --iters updates.
 
 Prints a table and writes overfit.csv into --output (default: output/overfit).
 """
@@ -43,7 +43,7 @@ class Result:
     Attributes:
         model: A key of `models.MODELS`.
         backbone: "" where the network has no separate backbone.
-        miou_percent: On the picture, the best.
+        miou_percent: On the image, the best.
         iters: Updates until then.
         seconds: Wall time of the training.
     """
@@ -56,11 +56,11 @@ class Result:
 
 
 def overfit(model: str, iters: int) -> Result:
-    """Trains one network, a key of `models.MODELS`, on the picture."""
+    """Trains one network, a key of `models.MODELS`, on the image."""
     backbones = MODELS[model].backbones
     backbone = next((name for name in SMALLEST_BACKBONES if name in backbones), None)
     with tempfile.TemporaryDirectory() as folder:
-        write_picture(Path(folder))
+        write_image(Path(folder))
         config = _config(model, backbone, iters, folder)
         start = time.perf_counter()
         trainer = Trainer(RunPlan(config, f"overfit_{model}", Path(folder) / "run", None, None), torch.device("cpu"))
@@ -70,8 +70,8 @@ def overfit(model: str, iters: int) -> Result:
     return Result(model, backbone or "", round(100 * trainer.best_miou, 2), trainer.best_step, round(seconds, 1))
 
 
-def write_picture(root: Path) -> None:
-    """Writes the picture, its label and the lists of a custom data set."""
+def write_image(root: Path) -> None:
+    """Writes the image, its label and the lists of a custom data set."""
     height, width = SIZE
     label = np.zeros(SIZE, np.uint8)
     label[height // 2 :] = 1
@@ -79,10 +79,10 @@ def write_picture(root: Path) -> None:
     label[:, width * 5 // 6 :] = 3
     colors = np.array([[180, 130, 70], [128, 64, 128], [0, 0, 142], [35, 142, 107]])
     noise = np.random.default_rng(0).normal(0, 15, (*SIZE, 3))
-    cv2.imwrite(str(root / "picture.png"), np.clip(colors[label] + noise, 0, 255).astype(np.uint8))
+    cv2.imwrite(str(root / "image.png"), np.clip(colors[label] + noise, 0, 255).astype(np.uint8))
     cv2.imwrite(str(root / "label.png"), label)
     for name in ("train.txt", "val.txt"):
-        (root / name).write_text("picture.png,label.png\n")
+        (root / name).write_text("image.png,label.png\n")
     (root / "classes.yaml").write_text("name: areas\nclasses: [above, below, box, edge]\n")
 
 
@@ -100,7 +100,7 @@ def _config(model: str, backbone: str | None, iters: int, root: str) -> Config:
 
 def table(results: Sequence[Result]) -> str:
     """The results as Markdown."""
-    lines = ["| network | backbone | mIoU on the picture, % | updates | seconds |", "|---|---|---|---|---|"]
+    lines = ["| network | backbone | mIoU on the image, % | updates | seconds |", "|---|---|---|---|---|"]
     for row in results:
         backbone = row.backbone or "none"
         lines.append(f"| {row.model} | {backbone} | {row.miou_percent:.2f} | {row.iters} | {row.seconds:.0f} |")
@@ -108,7 +108,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main() -> int:
-    """The command. Returns 1 if a network did not learn the picture."""
+    """The command. Returns 1 if a network did not learn the image."""
     parser = CommandParser(__doc__)
     models_help = f"networks (default: all): {', '.join(MODELS)}"
     parser.add_argument(
@@ -124,7 +124,7 @@ def main() -> int:
     write_csv(args.output / "overfit.csv", [dataclasses.asdict(result) for result in results])
     print(table(results))
     failed = [result.model for result in results if result.miou_percent < 100 * ENOUGH]
-    print(f"{len(results) - len(failed)} of {len(results)} learnt the picture; written: {args.output}/overfit.csv")
+    print(f"{len(results) - len(failed)} of {len(results)} learnt the image; written: {args.output}/overfit.csv")
     return 1 if failed else 0
 
 

@@ -16,8 +16,8 @@ from awesome_pytorch_seg.flags import BASE_CONFIG, apply_flags, choose_config
 from awesome_pytorch_seg.lr_schedule import learning_rate
 from awesome_pytorch_seg.models import ALIASES, choose_backbone
 from common.cli import UserError
-from common.run_log import git_commit, read_run, run_id
 from common.config.typed import config_from_text, read_config_text
+from common.run_log import git_commit, read_run, run_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,9 @@ def say_batch(plan: RunPlan) -> None:
     """Prints how an update is cut over processes and micro-batches, and how its batch differs from the recipe's."""
     train, rate = plan.config.train, plan.config.optimizer.learning_rate
     cuts = {"processes": processes.world_size(), "micro-batches": train.accumulate}
-    pictures = train.batch_size // math.prod(cuts.values())
+    images = train.batch_size // math.prod(cuts.values())
     factors = [f"{count} {name}" for name, count in cuts.items() if count > 1]
-    cut = f" = {' x '.join(factors)} x {pictures} pictures" if factors else ""
+    cut = f" = {' x '.join(factors)} x {images} images" if factors else ""
     other = plan.recipe_batch not in (None, train.batch_size)
     recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
     processes.say(f"batch {train.batch_size}{cut}, learning rate {rate:g}{recipe}")

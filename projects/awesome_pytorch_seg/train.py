@@ -43,11 +43,11 @@ from awesome_pytorch_seg.optimizer import WeightAverage, build_optimizer, set_le
 from awesome_pytorch_seg.runs import RunPlan, plan_run, say_batch
 from awesome_pytorch_seg.training_log import TrainingLog, describe_run
 from common.cli import UserError, run_command
+from common.config.typed import config_to_text
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, print_scores, read_run, table_row
 from common.samples.stream import ValidPixels
-from common.config.typed import config_to_text
 from common.weights.card import require_same_input
 
 import numpy as np
@@ -126,14 +126,14 @@ class Trainer:
             self.log.close()
 
     def _check_input(self) -> None:
-        """Refuses or warns of pictures that are normalised otherwise than those of the backbone's weights were."""
+        """Refuses or warns of images that are normalised otherwise than those of the backbone's weights were."""
         model, data = self.config.model, self.config.data
         if model.backbone_weights is None or self.plan.checkpoint is not None:
             return
         require_same_input(model.backbone_weights, data.mean, data.std)
         if model.backbone == "xception65" and data.mean == IMAGENET_MEAN:
             processes.say(
-                "warning: the published weights of xception65 expect pictures of mean and std 0.5: for them set "
+                "warning: the published weights of xception65 expect images of mean and std 0.5: for them set "
                 "data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
             )
 
@@ -198,7 +198,7 @@ class Trainer:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            advice = "use at least 2 pictures per process and part: raise train.batch_size or lower train.accumulate"
+            advice = "use at least 2 images per process and part: raise train.batch_size or lower train.accumulate"
             with refuse_single_value_batch_norm(self.model, advice):
                 self.model(images)
             raise
@@ -268,15 +268,15 @@ class Trainer:
         with atomic_write(path) as stream:
             json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
         raise UserError(
-            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's pictures are in {path}; "
-            f"lower optimizer.learning_rate, or look at those pictures; checkpoints are untouched"
+            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's images are in {path}; "
+            f"lower optimizer.learning_rate, or look at those images; checkpoints are untouched"
         )
 
 
 def _cut_into_parts(images: np.ndarray, label: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     if len(images) % count:
         raise UserError(
-            f"train.accumulate {count}: {len(images)} pictures of a process cannot be cut into {count} equal parts: "
+            f"train.accumulate {count}: {len(images)} images of a process cannot be cut into {count} equal parts: "
             f"change train.batch_size or train.accumulate"
         )
     return list(zip(np.split(images, count), np.split(label, count), strict=True))

@@ -7,9 +7,9 @@ from typing import Any
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.runs import RunPlan
-from common.samples.list_dataset import ListDataset
-from common.run_log import Evaluation, RunLog, environment
 from common.config.typed import config_to_text
+from common.run_log import Evaluation, RunLog, environment
+from common.samples.list_dataset import ListDataset
 
 import torch
 from torch import nn

@@ -3,7 +3,7 @@
     python benchmark.py                                  # 2x3x256x256, 5 turns: about 4 minutes of one CPU core
     python benchmark.py --size 480 480 --batch 8 --repeats 20 --output DIR   # for a GPU
 
-A step is forward, loss, backward and SGD update on the same random pictures and labels of 150 classes. EncNet-R50
+A step is forward, loss, backward and SGD update on the same random images and labels of 150 classes. EncNet-R50
 stands beside smp.DeepLabV3 with resnet50 at output stride 8 (smp has no EncNet; ours trains an auxiliary head and the
 SE-loss besides), U-Net beside smp.Unet with vgg13_bn and four levels, whose convolutions are almost the paper's.
 Parameters and multiplications of all four are printed and stand in env.json. Three comparisons:
@@ -143,7 +143,7 @@ def speedups(timings: Timings) -> list[dict[str, str]]:
 
 
 def size_of(name: str, height: int, width: int) -> dict[str, float]:
-    """Trainable parameters in training, and multiplications of a forward of one picture in evaluation."""
+    """Trainable parameters in training, and multiplications of a forward of one image in evaluation."""
     model = build(name)
     trainable = sum(p.numel() for p in model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -195,7 +195,7 @@ def main() -> None:
         json.dump(env, stream, indent=2)
         stream.write("\n")
     for name, size in networks.items():
-        print(f"{name}: {size['parameters'] / 1e6:.1f} M parameters, {size['giga_multiplications']} GMAC a picture")
+        print(f"{name}: {size['parameters'] / 1e6:.1f} M parameters, {size['giga_multiplications']} GMAC an image")
     for row in rows:
         times = f"{row['ours']} {row['ours_s']} s, {row['peer']} {row['peer_s']} s"
         print(f"{row['comparison']}: {times}: {row['speedup']}x ({row['lowest']} to {row['highest']})")
@@ -206,7 +206,7 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     networks_help = "networks that are timed beside their peers (default: both)"
     parser.add_argument("--networks", nargs="+", choices=list(PAIRS), default=list(PAIRS), help=networks_help)
-    parser.add_argument("--batch", type=int, default=2, metavar="N", help="pictures of a step, from 2 (default: 2)")
+    parser.add_argument("--batch", type=int, default=2, metavar="N", help="images of a step, from 2 (default: 2)")
     size_help = "height and width in pixels, multiples of 16 (default: 256 256)"
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help=size_help)
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns after the warm-up (default: 5)")

@@ -14,8 +14,8 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
-from common.weights.finetune import said, tensors_to_take
 from common.weights.card import require_same_statistics
+from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
 from encnet_single_gpu.optimizer import WeightAverage
 
@@ -38,7 +38,7 @@ class TrainState:
         best_step: Its step.
         config_text: The experiment as YAML.
         class_names: By train id.
-        mean: Of RGB pictures scaled to 0..1.
+        mean: Of RGB images scaled to 0..1.
         std: Likewise.
         scaler: State of the gradient scaler of fp16 training; empty otherwise.
         palette: RGB by train id, 0..255; None in files written before it was kept.

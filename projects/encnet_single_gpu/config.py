@@ -2,7 +2,7 @@
 
 An experiment is one complete YAML file in `configs/`, and every key is an option of train.py: `augment.crop_size` is
 `--crop-size`, and a section's `name` goes by the section's own name (`--model`, `--optimizer`). Sizes are (height,
-width) in pixels, budgets are iterations, `batch_size` is the pictures of one update.
+width) in pixels, budgets are iterations, `batch_size` is the images of one update.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class DataConfig:
         "name in common/labels.py (ade20k, ade20k_151, camvid...), or custom (classes.yaml in the root)", "the original"
     )
     root: str = key("folder of the data set; data/toy_ade20k is drawn")
-    train_list: str = key("list file of the training pictures, relative to the root")
-    val_list: str = key("list file of the validation pictures, relative to the root")
-    mean: tuple[float, float, float] = key("RGB mean of pictures scaled to 0..1", "ImageNet")
+    train_list: str = key("list file of the training images, relative to the root")
+    val_list: str = key("list file of the validation images, relative to the root")
+    mean: tuple[float, float, float] = key("RGB mean of images scaled to 0..1", "ImageNet")
     std: tuple[float, float, float] = key("RGB standard deviation, likewise", "ImageNet")
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
         scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
+        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,13 @@ class AugmentConfig:
     color_jitter: float = key("brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]")
     flip_probability: float = key("of mirroring left and right", "papers")
     base_size: int | None = key(
-        "pixels of the longer side before scaling; null: as the picture is", "EncNet's code: 520 for a crop of 480"
+        "pixels of the longer side before scaling; null: as the image is", "EncNet's code: 520 for a crop of 480"
     )
     scales: tuple[float, float] = key("range of the random factor on both sides", "papers")
     rotation_degrees: float = key("random rotation by up to so many degrees, either way", "papers")
     blur_probability: float = key("of a Gaussian blur, its radius U[0, 1] pixels", "PSPNet, section 5.1")
     crop_size: tuple[int, int] = key(
-        "pixels of a training picture; what is smaller is padded and ignored", "the original"
+        "pixels of a training image; what is smaller is padded and ignored", "the original"
     )
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class OptimizerConfig:
         "sgd (weight decay added to the gradient) or adamw (taken off the weight)", "papers"
     )
     learning_rate: float = key(
-        "highest rate; of the backbone, where there is one", "papers' 0.01 for 16 pictures, in proportion"
+        "highest rate; of the backbone, where there is one", "papers' 0.01 for 16 images, in proportion"
     )
     schedule: Literal["poly", "one_cycle", "constant"] = key(
         "poly: (1 - done) ** power; one_cycle: half a cosine to a thousandth; constant", "the original: poly"
@@ -141,10 +141,10 @@ class OptimizerConfig:
 class TrainConfig:
     """How long, how much at once, in which arithmetic, and how often it looks up."""
 
-    iters: int = key("updates in all", "the original: 30 epochs of ADE20K's 20210 pictures; papers: 120")
-    batch_size: int = key("pictures of one update", "the original; papers: 16")
+    iters: int = key("updates in all", "the original: 30 epochs of ADE20K's 20210 images; papers: 120")
+    batch_size: int = key("images of one update", "the original; papers: 16")
     micro_batch: int | None = key(
-        "at most so many pictures at once, gradients added up; null: all of the batch", "ours, by a card's memory"
+        "at most so many images at once, gradients added up; null: all of the batch", "ours, by a card's memory"
     )
     num_workers: int = key("threads that prepare batches ahead; 0 prepares each when it is needed")
     amp: Literal["bf16", "fp16"] | None = key("arithmetic of convolutions (autocast); null: float32")

@@ -4,7 +4,7 @@
     python eval.py --weights W.safetensors --protocol encoding_ms_flip           # as PyTorch-Encoding reports ADE20K
     python eval.py --weights W.safetensors --data data/camvid --split val --output eval_out
 
-    ss                 the whole picture at its own size
+    ss                 the whole image at its own size
     encoding_ss        the longer side resized to a base size (520 for a crop of 480), windows of the crop, 2/3 apart
     encoding_ms_flip   the same at 0.5, 0.75, 1, 1.25, 1.5 and 1.75 of the base size, each with its mirror image
 
@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.samples.list_dataset import ListDataset, require_sides
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
+from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
 from encnet_single_gpu.config import DataConfig
 from encnet_single_gpu.data.dataset import open_list, with_root
@@ -53,8 +53,8 @@ class EvalProtocol:
     Scores are enlarged to the label's size; labels are never resized.
 
     Attributes:
-        base_size: Pixels of the picture's longer side at scale 1; None: the picture as it is, whole, once.
-        crop_size: Pixels of the square windows; smaller pictures are padded to it with black.
+        base_size: Pixels of the image's longer side at scale 1; None: the image as it is, whole, once.
+        crop_size: Pixels of the square windows; smaller images are padded to it with black.
         scales: Factors on `base_size`.
         flip: Whether each window is also seen mirrored.
 
@@ -80,13 +80,13 @@ class EvalProtocol:
 
     @property
     def memory_advice(self) -> str:
-        """What helps where a picture does not fit into memory."""
+        """What helps where an image does not fit into memory."""
         if self.base_size is None:
             return (
-                "the network sees the whole picture: give eval.py and predict.py --protocol encoding_ss, which takes "
-                "windows; for training leave the picture out of the list of validation pictures and go on with --resume"
+                "the network sees the whole image: give eval.py and predict.py --protocol encoding_ss, which takes "
+                "windows; for training leave the image out of the list of validation images and go on with --resume"
             )
-        return "windows are small, but the classes' scores of the whole picture do not fit: make the picture smaller"
+        return "windows are small, but the classes' scores of the whole image do not fit: make the image smaller"
 
     def __str__(self) -> str:
         if self.base_size is None:
@@ -176,7 +176,7 @@ def resize(x: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch
 def evaluate(
     model: nn.Module, dataset: ListDataset, data: DataConfig, protocol: EvalProtocol, description: str = "evaluate"
 ) -> Evaluation:
-    """Evaluates every picture once, in float32; labels are never resized; the model's mode is kept."""
+    """Evaluates every image once, in float32; labels are never resized; the model's mode is kept."""
     start = time.perf_counter()
     device = next(model.parameters()).device
     matrix = ConfusionMatrix(dataset.labels.num_classes)

@@ -1,6 +1,6 @@
 """Exports a trained network to ONNX, runs it again in ONNX Runtime, and keeps it only if it is the same network.
 
-    python export.py --weights output/<run>/best.safetensors                      # any picture size
+    python export.py --weights output/<run>/best.safetensors                      # any image size
     python export.py --weights W.safetensors --size 512 512 --fixed --output DIR  # this size only
 
 Compared with PyTorch at the traced size and, unless --fixed, at two others, one of them odd: exporters are known to
@@ -97,7 +97,7 @@ def export(weights: str | os.PathLike, path: Path, size: tuple[int, int], fixed:
 
 
 def compare(model: nn.Module, path: Path, size: tuple[int, int]) -> Comparison:
-    """Runs two random pictures of `size` (one, if the graph takes only one) through both.
+    """Runs two random images of `size` (one, if the graph takes only one) through both.
 
     Raises:
         UserError: ONNX Runtime cannot run the graph at this size, or gives another shape.
@@ -179,7 +179,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     size_help = "height and width in pixels that are traced (default: {} {})".format(*TRACED_SIZE)
     parser.add_argument("--size", type=int, nargs=2, default=TRACED_SIZE, metavar=("H", "W"), help=size_help)
-    parser.add_argument("--fixed", action="store_true", help="a graph for one picture of this size alone")
+    parser.add_argument("--fixed", action="store_true", help="a graph for one image of this size alone")
     return parser.parse_args()
 
 

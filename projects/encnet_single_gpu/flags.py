@@ -46,12 +46,12 @@ def command_parser(description: str) -> CommandParser:
     output_help = "where run folders go (default: output)"
     add("--output", type=Path, default=Path("output"), metavar="DIR", help=output_help)
     add = groups[LENGTH].add_argument
-    add("--epochs", type=int, metavar="N", help="length in passes over the training pictures (default: --iters)")
+    add("--epochs", type=int, metavar="N", help="length in passes over the training images (default: --iters)")
     resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
     add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
     add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
     add = groups[SPEED].add_argument
-    add("--fit-memory", action="store_true", help="measure how many pictures fit at once and set --micro-batch so")
+    add("--fit-memory", action="store_true", help="measure how many images fit at once and set --micro-batch so")
     _add_keys(groups)
     # What old launchers pass; how many processes they started stands in WORLD_SIZE.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.cli import UserError
+from common.config.typed import config_from_text
 from common.files import sha256_of
 from common.labels import voc_colormap
-from common.config.typed import config_from_text
 from common.weights.header import header_from_values
 from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
 from encnet_single_gpu.config import Config
@@ -62,7 +62,7 @@ class ModelInfo:
         step: Training step of the weights.
         weights_sha256: Of the checkpoint file.
         dataset: A name of common/labels.py, or "custom".
-        crop_size: Pixels of the longer side of a training picture.
+        crop_size: Pixels of the longer side of a training image.
         class_names: By train id.
         palette: RGB by train id, 0..255.
         channel_order: Of the input's channels: "RGB".
@@ -143,7 +143,7 @@ class OnnxNetwork:
         """Float32 (1, 3, H, W), normalised -> logits (1, num_classes, H, W).
 
         Raises:
-            UserError: A picture of a size that the export does not take.
+            UserError: An image of a size that the export does not take.
         """
         size, taken = list(images.shape[2:]), self._session.get_inputs()[0].shape[2:]
         if size != taken and all(isinstance(side, int) for side in taken):

@@ -21,10 +21,10 @@ LABEL_VALUES = 256
 
 
 class Normalisers(NamedTuple):
-    """What sums are divided by, both scalars: the weight of all valid pixels, and the pictures that have any."""
+    """What sums are divided by, both scalars: the weight of all valid pixels, and the images that have any."""
 
     pixels: torch.Tensor
-    pictures: torch.Tensor
+    images: torch.Tensor
 
 
 def mean_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> tuple[float, int]:
@@ -37,13 +37,13 @@ def mean_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> tuple[float
 
 
 def class_presence(label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """1 where a class has a pixel in a picture. int64 (B, H, W) -> float32 (B, num_classes)."""
+    """1 where a class has a pixel in an image. int64 (B, H, W) -> float32 (B, num_classes)."""
     present = torch.zeros(len(label), LABEL_VALUES, device=label.device)
     return present.scatter_(1, label.flatten(1), 1.0)[:, :num_classes]
 
 
 def se_loss(presence: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy of each picture's presence logits, mean over classes; 0 for a picture without valid pixel.
+    """Binary cross entropy of each image's presence logits, mean over classes; 0 for an image without valid pixel.
 
     Shapes: presence (B, C), label int64 (B, H, W) -> (B,).
     """
@@ -56,7 +56,7 @@ class SegmentationLoss(nn.Module):
     """The sum that is trained: cross entropy + aux_weight * (that of each auxiliary output) + se_weight * SE-loss.
 
     Cross entropies are means over valid pixels, each counted with the weight of its class; the SE-loss is a mean over
-    classes and over pictures with a valid pixel.
+    classes and over images with a valid pixel.
     """
 
     def __init__(self, config: LossConfig):
@@ -99,7 +99,7 @@ class SegmentationLoss(nn.Module):
             parts["aux"] = sum(self._cross_entropy(logits, label, normalisers) for logits in outputs["aux"])
             total = total + self.aux_weight * parts["aux"]
         if "presence" in outputs:
-            parts["se"] = _mean(se_loss(outputs["presence"], label).sum(), normalisers.pictures)
+            parts["se"] = _mean(se_loss(outputs["presence"], label).sum(), normalisers.images)
             total = total + self.se_weight * parts["se"]
         return total, parts
 

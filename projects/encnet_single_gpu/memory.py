@@ -1,4 +1,4 @@
-"""Memory: how many pictures fit at once, what is said when they do not, and how the C library keeps what is freed."""
+"""Memory: how many images fit at once, what is said when they do not, and how the C library keeps what is freed."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from common.cli import UserError
 import torch
 
 USABLE = 0.9  # of the memory that is free: evaluation, moments and fragments want some too
-FEWEST = 2  # pictures: batch normalisation after global pooling needs them
+FEWEST = 2  # images: batch normalisation after global pooling needs them
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 GROWTH_BYTES = 256 * 2**20
 
 
 def micro_batches(batch_size: int, micro_batch: int | None) -> list[slice]:
-    """Cuts a batch into the fewest parts of at most `micro_batch` pictures, as equal as possible."""
+    """Cuts a batch into the fewest parts of at most `micro_batch` images, as equal as possible."""
     count = math.ceil(batch_size / (micro_batch or batch_size))
     ends = [batch_size * number // count for number in range(count + 1)]
     return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
 
 
 def largest_micro_batch(step: Callable[[int], None], batch_size: int, device: torch.device) -> int:
-    """Finds by measuring how many pictures of the batch can be trained at once.
+    """Finds by measuring how many images of the batch can be trained at once.
 
-    The whole batch comes first, then its half, its third and so on, down to two or three pictures. On a GPU each is
+    The whole batch comes first, then its half, its third and so on, down to two or three images. On a GPU each is
     tried, and the first is taken that trains in `USABLE` of the memory that is free. On a CPU the smallest is trained,
     and the first is taken that by its measure would need at most `USABLE` of the RAM that is available.
 
     Args:
-        step: Trains on so many random pictures, without a trace but the memory that it takes.
-        batch_size: Pictures of one update.
+        step: Trains on so many random images, without a trace but the memory that it takes.
+        batch_size: Images of one update.
         device: Where `step` runs.
 
     Raises:
@@ -48,20 +48,20 @@ def largest_micro_batch(step: Callable[[int], None], batch_size: int, device: to
     if device.type == "cuda":
         found = next((size for size in sizes if _fits_gpu(step, size, device)), None)
     else:
-        available, picture = _available_ram(), _picture_ram(step, sizes[-1])
-        found = next((size for size in sizes if size * picture <= USABLE * available), None)
+        available, image = _available_ram(), _image_ram(step, sizes[-1])
+        found = next((size for size in sizes if size * image <= USABLE * available), None)
     if found is None:
-        raise UserError(f"not even {sizes[-1]} pictures fit into memory: make --crop-size smaller")
+        raise UserError(f"not even {sizes[-1]} images fit into memory: make --crop-size smaller")
     return found
 
 
-def _fits_gpu(step: Callable[[int], None], pictures: int, device: torch.device) -> bool:
+def _fits_gpu(step: Callable[[int], None], images: int, device: torch.device) -> bool:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     before = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        step(pictures)
+        step(images)
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -69,11 +69,11 @@ def _fits_gpu(step: Callable[[int], None], pictures: int, device: torch.device) 
     return torch.cuda.max_memory_reserved(device) - before <= USABLE * free
 
 
-def _picture_ram(step: Callable[[int], None], pictures: int) -> float:
-    """Bytes that training takes for each of so many pictures."""
+def _image_ram(step: Callable[[int], None], images: int) -> float:
+    """Bytes that training takes for each of so many images."""
     before = _peak_ram()
-    step(pictures)
-    return max(1, _peak_ram() - before) / pictures
+    step(images)
+    return max(1, _peak_ram() - before) / images
 
 
 def _peak_ram() -> int:

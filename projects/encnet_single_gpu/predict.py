@@ -1,15 +1,15 @@
-"""Predicts pictures: class ids, ids in colour, and the colours over the picture.
+"""Predicts images: class ids, ids in colour, and the colours over the image.
 
     python predict.py --weights output/<run>/best.safetensors --input street.jpg --output out
     python predict.py --weights W.safetensors --input folder more.png --output out --protocol encoding_ms_flip
     python predict.py --weights output/<run>/best_export/model.onnx --input folder --output out
 
-For every picture, at the picture's own size:
+For every image, at the image's own size:
     <stem>_ids.png      train ids, 8-bit grey
     <stem>_color.png    the same ids as a palette PNG: a viewer shows colours, a program reads ids
-    <stem>_overlay.jpg  the colours half transparent over the picture
+    <stem>_overlay.jpg  the colours half transparent over the image
 --format dataset writes one file instead, <stem>.png, with the values of the data set's own label files (ADE20K: 1 to
-150). For Cityscapes it is <city>_<sequence>_<frame>_pred_labelIds.png, as its evaluation server takes it: pictures must
+150). For Cityscapes it is <city>_<sequence>_<frame>_pred_labelIds.png, as its evaluation server takes it: images must
 be 1024x2048 and named as in the data set.
 
 Folders are searched with their subfolders, which --output mirrors. A checkpoint runs in PyTorch, on the GPU if there is
@@ -27,11 +27,11 @@ from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
-from common.labels import LabelSet, label_set
-from common.samples.list_dataset import SMALLEST_SIDE
 from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.images.read import IMAGE_SUFFIXES, read_image, read_size
+from common.labels import LabelSet, label_set
 from common.progress import track
+from common.samples.list_dataset import SMALLEST_SIDE
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.eval import PROTOCOLS, EvalProtocol, black_of, class_scores
 from encnet_single_gpu.inference import ModelInfo, OnnxNetwork, load_network, read_checkpoint_info
@@ -46,14 +46,14 @@ OVERLAY_OPACITY = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A picture to predict, and where its results go: file names begin with `target`."""
+    """An image to predict, and where its results go: file names begin with `target`."""
 
-    picture: Path
+    image: Path
     target: Path
 
 
 class Predictor:
-    """Pictures in, train ids out, as evaluation computes them.
+    """Images in, train ids out, as evaluation computes them.
 
     Args:
         network: A trained network, or one in another runtime that is called alike.
@@ -77,7 +77,7 @@ class Predictor:
         """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W).
 
         Raises:
-            UserError: The picture is too small for the network, of a size that an export does not take, or too large
+            UserError: The image is too small for the network, of a size that an export does not take, or too large
                 for the memory.
         """
         size = image.shape[:2]
@@ -105,24 +105,22 @@ def open_predictor(weights: str, protocol: str) -> Predictor:
 
 
 def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
-    """The pictures of files and folders, in order, with places under `output` that mirror the folders.
+    """The images of files and folders, in order, with places under `output` that mirror the folders.
 
     Raises:
-        UserError: An input is missing or holds no picture, lies around `output`, or two pictures would share a place.
+        UserError: An input is missing or holds no image, lies around `output`, or two images would share a place.
     """
     jobs: dict[Path, Job] = {}
-    for picture, folder in _pictures(inputs, output):
-        target = output / folder / name_of(picture)
+    for image, folder in _images(inputs, output):
+        target = output / folder / name_of(image)
         if target in jobs:
-            raise UserError(
-                f"{jobs[target].picture} and {picture} would both be written to {target}*: predict them apart"
-            )
-        jobs[target] = Job(picture, target)
+            raise UserError(f"{jobs[target].image} and {image} would both be written to {target}*: predict them apart")
+        jobs[target] = Job(image, target)
     return list(jobs.values())
 
 
-def _pictures(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path]]:
-    """Pictures, each with its folder below the input that holds it."""
+def _images(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path]]:
+    """Images, each with its folder below the input that holds it."""
     for given in inputs:
         if given.is_file():
             yield given, Path()
@@ -130,15 +128,15 @@ def _pictures(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path
         if not given.is_dir():
             raise UserError(f"--input {given}: there is no such file or folder")
         if output.resolve().is_relative_to(given.resolve()):
-            raise UserError(f"--output {output} lies in --input {given}: results would be taken for pictures next time")
+            raise UserError(f"--output {output} lies in --input {given}: results would be taken for images next time")
         found = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not found:
-            raise UserError(f"--input {given}: no pictures in it ({', '.join(IMAGE_SUFFIXES)})")
-        yield from ((picture, picture.parent.relative_to(given)) for picture in found)
+            raise UserError(f"--input {given}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
+        yield from ((image, image.parent.relative_to(given)) for image in found)
 
 
 def write_ids(job: Job, image: np.ndarray, ids: np.ndarray, colors: np.ndarray) -> None:
-    """Writes ids, palette PNG and overlay of one picture."""
+    """Writes ids, palette PNG and overlay of one image."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors)] = colors
     mixed = image * (1 - OVERLAY_OPACITY) + palette[ids] * OVERLAY_OPACITY
@@ -147,26 +145,26 @@ def write_ids(job: Job, image: np.ndarray, ids: np.ndarray, colors: np.ndarray) 
     _write(job.target, "_overlay.jpg", jpeg_bytes(np.rint(mixed).astype(np.uint8)))
 
 
-def cityscapes_name(picture: Path) -> str:
-    """<city>_<sequence>_<frame> of a Cityscapes picture.
+def cityscapes_name(image: Path) -> str:
+    """<city>_<sequence>_<frame> of a Cityscapes image.
 
     Raises:
         UserError: Another name, by which the evaluation would not find the result.
     """
-    match = CITYSCAPES_NAME.fullmatch(picture.stem)
+    match = CITYSCAPES_NAME.fullmatch(image.stem)
     if match is None:
         raise UserError(
-            f"{picture}: --format dataset of Cityscapes needs names such as berlin_000000_000019_leftImg8bit.png"
+            f"{image}: --format dataset of Cityscapes needs names such as berlin_000000_000019_leftImg8bit.png"
         )
     return match[1]
 
 
 def _require_cityscapes_size(jobs: list[Job]) -> None:
     for job in jobs:
-        size = read_size(job.picture)
+        size = read_size(job.image)
         if size != CITYSCAPES_SIZE:
             raise UserError(
-                f"{job.picture}: is {size[0]}x{size[1]}, --format dataset of Cityscapes needs 1024x2048 pixels"
+                f"{job.image}: is {size[0]}x{size[1]}, --format dataset of Cityscapes needs 1024x2048 pixels"
             )
 
 
@@ -188,22 +186,22 @@ def main() -> None:
     predictor = open_predictor(args.weights, args.protocol)
     labels = _labels_of_files(predictor.info) if args.format == "dataset" else None
     is_cityscapes = labels is not None and labels.name == "cityscapes"
-    jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else lambda picture: picture.stem)
+    jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else lambda source: source.stem)
     if is_cityscapes:
         _require_cityscapes_size(jobs)
     start = time.perf_counter()
     for job in track(jobs, "predict", "image"):
-        image = read_image(job.picture)
+        image = read_image(job.image)
         try:
             ids = predictor.ids(image)
         except UserError as error:
-            raise UserError(f"{job.picture}: {error}") from None
+            raise UserError(f"{job.image}: {error}") from None
         if labels is None:
             write_ids(job, image, ids, np.array(predictor.info.palette, np.uint8))
         else:
             _write(job.target, "_pred_labelIds.png" if is_cityscapes else ".png", png_bytes(labels.decode(ids)))
     milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
-    print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per picture, files included)")
+    print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per image, files included)")
 
 
 def _write(target: Path, ending: str, content: bytes) -> None:
@@ -215,11 +213,11 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     weights_help = "checkpoint of train.py, .safetensors, or export, .onnx"
     parser.add_argument("--weights", required=True, metavar="FILE", help=weights_help)
-    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="pictures and folders")
+    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images and folders")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
     protocol_help = "how scores are put together, see eval.py --help (default: ss)"
     parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help=protocol_help)
-    format_help = "ids: three files a picture; dataset: one, with the data set's own values (default: ids)"
+    format_help = "ids: three files an image; dataset: one, with the data set's own values (default: ids)"
     parser.add_argument("--format", choices=("ids", "dataset"), default="ids", help=format_help)
     return parser.parse_args()
 

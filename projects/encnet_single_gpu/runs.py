@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
-from common.run_log import git_commit, run_id
 from common.config.typed import config_from_text, read_config_text
+from common.run_log import git_commit, run_id
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import CONFIG_DIR, Config, options, read_config
 from encnet_single_gpu.data.dataset import open_list, with_root
@@ -84,7 +84,7 @@ def require_one_process() -> None:
 
 
 def say_batch(plan: RunPlan) -> None:
-    """Prints the pictures of an update, and how they differ from the recipe's."""
+    """Prints the images of an update, and how they differ from the recipe's."""
     other = plan.recipe_batch not in (None, plan.config.train.batch_size)
     recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
     rate = plan.config.optimizer.learning_rate
@@ -124,8 +124,8 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     if args.epochs is not None:
         if vars(args)["train.iters"] is not None:
             raise UserError("--iters and --epochs both say how long to train: give one")
-        pictures = len(open_list(with_root(config.data, args.data), config.data.train_list))
-        words.append(f"train.iters={math.ceil(args.epochs * pictures / config.train.batch_size)}")
+        images = len(open_list(with_root(config.data, args.data), config.data.train_list))
+        words.append(f"train.iters={math.ceil(args.epochs * images / config.train.batch_size)}")
     return read_config(name, words)
 
 

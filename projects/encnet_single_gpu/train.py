@@ -4,7 +4,7 @@
     python train.py --model encnet --background      # EncNet, 400 pixels, batch 8; 151 classes, the background one
     python train.py --model encnet --paper           # the paper's: 480 pixels, batch 16 through accumulation
     python train.py --model unet --crop-size 256 --fit-memory --amp bf16
-    python train.py --config quickstart              # minutes on two CPU cores, with pictures that it draws itself
+    python train.py --config quickstart              # minutes on two CPU cores, with images that it draws itself
     python train.py --resume                         # go on with the latest run under output/
 
 A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv,
@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 
 from common.cli import UserError, run_command
+from common.config.typed import config_to_text
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.samples.stream import ValidPixels
-from common.config.typed import config_to_text
 from common.weights.card import require_same_input
 from encnet_single_gpu.checkpoint import (
     TrainState,
@@ -54,7 +54,7 @@ from torch import nn
 LOSS_PARTS = ("seg", "aux", "se")  # 0 where the network has none of it
 TRAIN_COLUMNS = ("step", "epoch", "loss", *LOSS_PARTS, "learning_rate", "grad_norm", "step_time_s", "data_time_s")
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PROTOCOL = EvalProtocol()  # of the validations in training: one scale, the whole picture
+PROTOCOL = EvalProtocol()  # of the validations in training: one scale, the whole image
 
 
 class Trainer:
@@ -107,7 +107,7 @@ class Trainer:
         train = self.config.train
         size = largest_micro_batch(self._step_on_noise, train.batch_size, self.device)
         self.config = dataclasses.replace(self.config, train=dataclasses.replace(train, micro_batch=size))
-        print(f"{size} of {train.batch_size} pictures fit into memory at once", flush=True)
+        print(f"{size} of {train.batch_size} images fit into memory at once", flush=True)
 
     def run(self) -> None:
         """Trains from the current step to the last, evaluating and saving on the way."""
@@ -182,18 +182,18 @@ class Trainer:
             outputs = network(images)
         return self.loss(outputs, label, counts)
 
-    def _step_on_noise(self, pictures: int) -> None:
-        """Forward and backward of random pictures on a copy of the network, to see whether that works."""
+    def _step_on_noise(self, sources: int) -> None:
+        """Forward and backward of random images on a copy of the network, to see whether that works."""
         model = copy.deepcopy(self.model).train()
-        images = torch.randn(pictures, 3, *self.config.augment.crop_size, device=self.device)
-        label = torch.zeros(pictures, *self.config.augment.crop_size, dtype=torch.int64, device=self.device)
+        images = torch.randn(sources, 3, *self.config.augment.crop_size, device=self.device)
+        label = torch.zeros(sources, *self.config.augment.crop_size, dtype=torch.int64, device=self.device)
         self._loss_of(model, images, label)[0].backward()
 
     def _probe_normalisation(self, parts: list[slice]) -> None:
-        """Refuses a part of one picture where normalisation after global pooling would get one value per channel."""
+        """Refuses a part of one image where normalisation after global pooling would get one value per channel."""
         if min(part.stop - part.start for part in parts) > 1:
             return
-        advice = "give a --batch-size and --micro-batch that leave no picture alone"
+        advice = "give a --batch-size and --micro-batch that leave no image alone"
         with refuse_single_value_batch_norm(self.model, advice):
             self._step_on_noise(1)
 
@@ -286,8 +286,8 @@ class Trainer:
         with atomic_write(path) as stream:
             json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
         raise UserError(
-            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's pictures are in {path}; "
-            f"lower --learning-rate, or look at those pictures; checkpoints are untouched"
+            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's images are in {path}; "
+            f"lower --learning-rate, or look at those images; checkpoints are untouched"
         )
 
 

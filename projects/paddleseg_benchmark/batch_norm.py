@@ -31,7 +31,7 @@ def refuse_single_value_batch_norm(network: nn.Layer) -> Iterator[None]:
             if layer.training and math.prod(shape) == channels:
                 raise UserError(
                     f"batch normalisation '{name}' would see one value per channel (input {list(shape)}): "
-                    f"use at least 2 pictures per process"
+                    f"use at least 2 images per process"
                 )
 
         return hook

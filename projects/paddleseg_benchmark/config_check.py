@@ -19,7 +19,7 @@ from paddleseg.cvlibs import manager
 SECTIONS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model")
 KEYS = ("batch_size", "iters", *SECTIONS)
 UNUSED = {
-    "test_config": "evaluation here is of whole pictures at one scale",
+    "test_config": "evaluation here is of whole images at one scale",
     "to_static_training": "run_matrix.py measures graphs",
     "distill_loss": "nothing is distilled here",
 }

@@ -1,4 +1,4 @@
-"""Where batches come from: paddleseg's data sets and transforms as a config has them, or random pictures."""
+"""Where batches come from: paddleseg's data sets and transforms as a config has them, or random images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from common.cli import UserError
+from common.images.read import read_image, read_label
 from common.labels import IGNORE, LabelSet, label_set, load_custom
-from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
 from common.lists.list_file import read_list
 from common.machine.parallel import Threads
-from common.images.read import read_image, read_label
+from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
 from paddleseg_benchmark import doctor, zoo
 from paddleseg_benchmark.zoo import ZooConfig
 
@@ -94,7 +94,7 @@ def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
     Its attribute `class_names` is added, and a `Dataset`'s list is read as the lists of the other projects are.
 
     Raises:
-        UserError: It cannot be opened, has pictures without labels, or another number of classes than its classes.yaml.
+        UserError: It cannot be opened, has images without labels, or another number of classes than its classes.yaml.
     """
     section = getattr(config, f"{split}_dataset_cfg")
     where = f"{config.source}: '{split}_dataset'"
@@ -136,7 +136,7 @@ def _listed(section: dict, root: Path, where: str) -> list[list[str]]:
     path = next((place for place in (Path(section[key]), REPOSITORY / section[key]) if place.is_file()), None)
     if path is None:
         raise UserError(
-            f"{where}: no list '{section[key]}' of the pictures in {root}: correct {key}, or write it with "
+            f"{where}: no list '{section[key]}' of the images in {root}: correct {key}, or write it with "
             f"python common/create_dataset_list.py custom {root}"
         )
     pairs = read_list(path, root)
@@ -146,13 +146,13 @@ def _listed(section: dict, root: Path, where: str) -> list[list[str]]:
 
 
 def _require_pairs(dataset: paddle.io.Dataset, root: Path, split: str) -> None:
-    """Checks what paddleseg does not: it pairs all pictures and all labels in their order, whatever their names."""
+    """Checks what paddleseg does not: it pairs all images and all labels in their order, whatever their names."""
     images = sorted(root.glob(f"leftImg8bit/{dataset.mode}/*/*_leftImg8bit.png"))
     labelled = {Path(label).name.rsplit("_", 2)[0] for _, label in dataset.file_list}
     without = [path for path in images if path.name.rsplit("_", 1)[0] not in labelled]
     if without or not images or len(labelled) != len(images):
         what = (
-            f"{without[0]} has no *_labelTrainIds.png" if without else f"no pictures with *_labelTrainIds.png in {root}"
+            f"{without[0]} has no *_labelTrainIds.png" if without else f"no images with *_labelTrainIds.png in {root}"
         )
         raise UserError(
             f"{what} ({split}): write these files with python common/create_dataset_list.py cityscapes {root} --convert"
@@ -176,9 +176,9 @@ def _labels(dataset: paddle.io.Dataset, kind: str, root: Path) -> LabelSet | Non
 
 
 class _ReadWhole:
-    """The transforms of a paddleseg data set, given pictures and labels that were read whole and checked.
+    """The transforms of a paddleseg data set, given images and labels that were read whole and checked.
 
-    paddleseg takes half a picture for a whole one and any value for a class.
+    paddleseg takes half an image for a whole one and any value for a class.
 
     Args:
         compose: The transforms.
@@ -202,7 +202,7 @@ class _ReadWhole:
     def _train_ids(self, path: str, size: tuple[int, int]) -> np.ndarray:
         ids = read_label(path)
         if ids.shape != size:
-            raise UserError(f"{path}: {ids.shape}, its picture {size}: one channel of ids is needed")
+            raise UserError(f"{path}: {ids.shape}, its image {size}: one channel of ids is needed")
         if self._labels is not None:
             return self._labels.encode(ids, path)
         if ids.dtype != np.uint8 or not cv2.LUT(ids, self._is_class).all():
@@ -218,7 +218,7 @@ def loader_processes(wanted: int) -> int:
         return wanted
     have = "none" if gib is None else f"{gib:.2f} GiB"
     why = f"loader processes need {doctor.SMALL_SHM_GIB} GiB of shared memory, /dev/shm has {have}"
-    print(f"warning: {why}: pictures are loaded without such processes", file=sys.stderr, flush=True)
+    print(f"warning: {why}: images are loaded without such processes", file=sys.stderr, flush=True)
     return 0
 
 
@@ -226,15 +226,15 @@ def batches(dataset: paddle.io.Dataset, batch_size: int, num_workers: int) -> It
     """Batches of this process without end: images float32 (B, 3, H, W), labels int64 (B, H, W), and which pairs.
 
     paddleseg's own way: a sampler that shuffles by the number of the epoch, and loader processes if asked for. Without
-    them a thread prepares batches ahead: paddle's own would wait for ever after an error in a picture.
+    them a thread prepares batches ahead: paddle's own would wait for ever after an error in an image.
 
     Raises:
-        UserError: There are fewer pictures than one batch of all processes takes; from iteration: a picture or label
+        UserError: There are fewer images than one batch of all processes takes; from iteration: an image or label
             that cannot be used, a loader process that has ended, or a batch that has not come after `HANGS_AFTER` s.
     """
     sampler = paddle.io.DistributedBatchSampler(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
     if len(sampler) == 0:
-        raise UserError(f"{len(dataset)} training pictures are less than one batch: lower the batch size")
+        raise UserError(f"{len(dataset)} training images are less than one batch: lower the batch size")
     threads = Threads(1)
     try:
         for epoch in itertools.count():

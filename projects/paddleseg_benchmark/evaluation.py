@@ -1,4 +1,4 @@
-"""Evaluation of a network of the zoo on paddleseg's validation pictures, counted by common.metrics."""
+"""Evaluation of a network of the zoo on paddleseg's validation images, counted by common.metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROTOCOL = "ss, whole image"
 
 @paddle.no_grad()
 def evaluate(zoo_network: ZooNetwork, dataset: paddle.io.Dataset) -> Evaluation:
-    """Evaluates every picture once, in float32, shared among the processes of a distributed run; keeps the mode.
+    """Evaluates every image once, in float32, shared among the processes of a distributed run; keeps the mode.
 
     Logits are brought back to the label's size as paddleseg does; labels are never resized. Every process gets the
     result of the whole set.

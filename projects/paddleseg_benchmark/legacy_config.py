@@ -4,7 +4,7 @@ Its files have sections of upper-case keys, tuples as text ("(1024, 512)": width
 command line changes single keys: `BATCH_SIZE 2 SOLVER.NUM_EPOCHS 3 MODEL.FP16 True`.
 
 Reference: PaddleSeg, branch benchmark, legacy/pdseg/utils/config.py (keys and defaults), models/modeling/ (networks).
-Deviation: pictures are RGB whatever AUG.TO_RGB says (it was BGR without it), and random colour distortion is left out,
+Deviation: images are RGB whatever AUG.TO_RGB says (it was BGR without it), and random colour distortion is left out,
 as legacy had it only within RICH_CROP. Batch normalisation is synchronised over GPUs whatever TRAIN.SYNC_BATCH_NORM
 says, as paddleseg 2.8's always is. PRETRAINED_MODEL_DIR held weights of another format: name a .pdparams file of
 the backbone instead, or it is left out.

@@ -2,7 +2,7 @@ r"""Measures one cell of the matrix in this process: a few training steps, one e
 
     python measure.py --model deeplabv3p_resnet50 --precision fp32 --layout NCHW --graph dynamic \
         --batch-size 2 --size 128 256 --steps 5 --out cell.json
-    python measure.py --model fastscnn --loader toy --out cell.json           # batches read from picture files
+    python measure.py --model fastscnn --loader toy --out cell.json           # batches read from image files
     python measure.py --library smp --model pspnet_resnet50 --out cell.json    # a peer (peers.py)
 
 Steps are timed one by one; the first WARMUP_STEPS count in the losses, not in the times. Without --loader every step
@@ -72,7 +72,7 @@ class Stepper(Protocol):
         """One training step, waited for; the result has `loss`, `skipped` and `scale`."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class ids uint8 (B, H, W) of pictures (B, 3, H, W), with the network as it stands, in evaluation mode."""
+        """Class ids uint8 (B, H, W) of images (B, 3, H, W), with the network as it stands, in evaluation mode."""
 
     def peak_gpu_memory_gib(self) -> float | None:
         """Most memory that was allocated on the GPU; None on a CPU."""
@@ -151,7 +151,7 @@ def memory(stepper: Stepper) -> tuple[float, str]:
 
 
 def make_batch(cell: Cell) -> Batch:
-    """Random pictures, and labels of blocks of 16x16, a twentieth of them ignored; always the same."""
+    """Random images, and labels of blocks of 16x16, a twentieth of them ignored; always the same."""
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((cell.batch, 3, cell.height, cell.width), dtype=np.float32)
     blocks = rng.integers(0, NUM_CLASSES, (cell.batch, -(-cell.height // 16), -(-cell.width // 16)))
@@ -168,7 +168,7 @@ def batches(cell: Cell, count: int) -> Iterator[Batch]:
 
 
 def _toy_batches(cell: Cell, count: int) -> Iterator[Batch]:
-    """Crops of pictures of twice the size, read, cropped, flipped and normalised by threads while a step runs."""
+    """Crops of images of twice the size, read, cropped, flipped and normalised by threads while a step runs."""
     from common.labels import label_set
     from common.samples.list_dataset import ListDataset, draw_toy
     from common.samples.stream import BatchLoader, TrainStream
@@ -247,8 +247,8 @@ def _parse_args() -> argparse.Namespace:
     layout_help = "memory layout inside the network (default: NCHW)"
     add("--layout", choices=("NCHW", "NHWC"), default="NCHW", help=layout_help)
     add("--graph", default="dynamic", metavar="NAME", help="dynamic, to_static or static (default: dynamic)")
-    add("--batch-size", type=positive, default=2, metavar="N", help="pictures of an update (default: 2)")
-    size_help = "height and width of the pictures in pixels (default: 128 256)"
+    add("--batch-size", type=positive, default=2, metavar="N", help="images of an update (default: 2)")
+    size_help = "height and width of the images in pixels (default: 128 256)"
     add("--size", type=positive, nargs=2, default=(128, 256), metavar=("H", "W"), help=size_help)
     loader_help = "one random batch, or files of the embedded data (default: synthetic)"
     add("--loader", choices=("synthetic", "toy"), default="synthetic", help=loader_help)

@@ -7,7 +7,7 @@
 - Initialisation of weights: while a static Program is built, it would only add operators without effect to it, so it
   is left out there.
 - The maximum in GSCNN's DualTaskLoss: paddle 3.3's gradient of `max()` over n values takes time n x n on a CPU (40 000
-  values: 5 s; two pictures of 128x256 have 1.2 million). The value at the maximum's index has that gradient at once.
+  values: 5 s; two images of 128x256 have 1.2 million). The value at the maximum's index has that gradient at once.
 - `paddle.load`, where paddleseg reads `pretrained: FILE`: what is in the file is not run.
 
 It also registers the networks of `models/`, which paddleseg 2.8.0 no longer has, and makes paddleseg print warnings and

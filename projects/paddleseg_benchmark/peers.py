@@ -129,7 +129,7 @@ class PeerStep:
         self._scaler = torch.amp.GradScaler(self._device, enabled=self._dtype == torch.float16)
 
     def run(self, images: np.ndarray, labels: np.ndarray) -> PeerResult:
-        """One training step on pictures (B, 3, H, W) and labels (B, H, W)."""
+        """One training step on images (B, 3, H, W) and labels (B, H, W)."""
         self._network.module.train()
         with self._autocast():
             loss = self._network.loss(self._on_device(images), self._torch_labels(labels))

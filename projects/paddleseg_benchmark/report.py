@@ -1,4 +1,4 @@
-"""A measured matrix as a table and two pictures.
+"""A measured matrix as a table and two images.
 
     python report.py                       # the newest matrix in results/benchmarks/paddleseg_benchmark
     python report.py output/matrix_cpu
@@ -6,7 +6,7 @@
 Reads DIR/matrix.csv and DIR/env.json as run_matrix.py writes them, and writes report.md, speedup.png and memory.png
 beside them.
 
-A speed-up is images/s over those of the same network in paddleseg, fp32, NCHW, dynamic graph, synthetic pictures, at
+A speed-up is images/s over those of the same network in paddleseg, fp32, NCHW, dynamic graph, synthetic images, at
 the smallest batch size of the matrix. Cells without numbers are listed with their reason.
 """
 
@@ -124,7 +124,7 @@ def markdown(rows: Sequence[Row], env: Mapping[str, Any]) -> str:
     return f"""\
 # The matrix `{env["preset"]}` on {where}
 
-Measured {env["started_utc"][:10]} at commit {env["commit"][:7]}, OMP_NUM_THREADS {env["threads"]}, pictures of {sizes}.
+Measured {env["started_utc"][:10]} at commit {env["commit"][:7]}, OMP_NUM_THREADS {env["threads"]}, images of {sizes}.
 {versions}.
 
 A cell is a process of its own. Per round: {env["warmup_steps"]} steps to warm up, {env["steps"]} timed, one evaluation;
@@ -132,7 +132,7 @@ the cells take turns. Milliseconds are the median over the rounds of each round'
 slowest of all. Memory is the most that {memory}.
 Losses are those of the first and of the last of {env["warmup_steps"] + env["steps"]} equal steps; they compare within a
 library, as initial weights differ between libraries. A speed-up is images/s over those of paddleseg fp32 NCHW dynamic
-with synthetic pictures at the smallest batch.
+with synthetic images at the smallest batch.
 
 | {" | ".join(HEADER)} |
 |{"---|" * len(HEADER)}
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="folder of a matrix (default: the newest)")
     folder = parser.parse_args().folder or newest(RESULTS)
     write_report(folder)
-    print(f"written: {folder}/report.md and its pictures")
+    print(f"written: {folder}/report.md and its images")
 
 
 if __name__ == "__main__":

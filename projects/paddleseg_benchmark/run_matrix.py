@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, did_you_mean, positive, run_command
-from common.machine.cpu import physical_cores
 from common.files import atomic_write
+from common.machine.cpu import physical_cores
 from common.progress import Progress
 from common.run_log import environment
 from paddleseg_benchmark import doctor, peers, step, zoo
@@ -163,7 +163,7 @@ def zoo_cells() -> list[Cell]:
 def matrix_cells(models: Sequence[str], size: tuple[int, int], batches: Sequence[int]) -> list[Cell]:
     """Networks x precision x layout x graph at the first batch size; further batch sizes, the loader; then the peers.
 
-    Other batch sizes and the picture files are measured in NCHW and dynamic graph, in fp32 and in O1.
+    Other batch sizes and the image files are measured in NCHW and dynamic graph, in fp32 and in O1.
     """
     cells = []
     for model in models:
@@ -363,7 +363,7 @@ def main() -> None:
         )
     outcomes = Counter(result[-1]["status"].split(":")[0] for result in results.values())
     print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()))
-    print(f"written: {folder}/matrix.csv, env.json; table and pictures: python report.py {folder}")
+    print(f"written: {folder}/matrix.csv, env.json; table and images: python report.py {folder}")
 
 
 def _parse_args() -> argparse.Namespace:

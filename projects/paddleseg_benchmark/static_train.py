@@ -6,7 +6,7 @@ r"""Trains HRNet or DeepLabv3+ in the static graph, as PaddleSeg's legacy/pdseg/
     fleetrun static_train.py --cfg configs/hrnetw18_cityscapes_1024x512_215.yaml BATCH_SIZE 4
 
 BATCH_SIZE is that of all processes together. Without the config's data set it trains on the embedded data (128x256),
-with crops as large as its pictures. The run folder is that of train.py.
+with crops as large as its images. The run folder is that of train.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     train_set = data.open_dataset(plan.config, "train")
     plan.config.dic["iters"] = legacy["SOLVER.NUM_EPOCHS"] * (len(train_set) // legacy["BATCH_SIZE"])
     if plan.config.iters == 0:
-        raise UserError(f"{len(train_set)} training pictures are less than one batch: lower BATCH_SIZE")
+        raise UserError(f"{len(train_set)} training images are less than one batch: lower BATCH_SIZE")
     plan = dataclasses.replace(plan, iters=args.iters or plan.config.iters)
     paddleseg.utils.set_seed(plan.seed)
 
@@ -68,7 +68,7 @@ def _set_device(use_gpu: bool, fp16: bool) -> None:
 
 
 def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
-    """The run without its number of steps, which depends on how many pictures there are."""
+    """The run without its number of steps, which depends on how many images there are."""
     batch_size, remainder = divmod(legacy["BATCH_SIZE"], dist.get_world_size())
     if remainder:
         raise UserError(
@@ -114,7 +114,7 @@ def _parse_args() -> argparse.Namespace:
     add("--iters", type=positive, metavar="N", help="updates in all (default: SOLVER.NUM_EPOCHS over the data)")
     add = parser.add_argument_group("flags of the original project").add_argument
     add("--use_gpu", action="store_true", help="train on the GPU")
-    add("--use_mpio", action="store_true", help="load pictures in processes of their own")
+    add("--use_mpio", action="store_true", help="load images in processes of their own")
     add("--log_steps", type=positive, default=10, metavar="N", help="updates between log lines (default: 10)")
     return parser.parse_args()
 

@@ -147,8 +147,8 @@ class StaticStep:
 
     Args:
         build: Makes the network, with its losses.
-        batch_size: Pictures of this process's share of a batch.
-        size: (height, width) of the pictures.
+        batch_size: Images of this process's share of a batch.
+        size: (height, width) of the images.
         precision: One of `PRECISIONS`, but not O2.
         iters: See `DynamicStep`.
     """
@@ -254,7 +254,7 @@ def build_optimizer(
 
 @paddle.no_grad()
 def predict(zoo_network: ZooNetwork, images: np.ndarray | paddle.Tensor, precision: str = "fp32") -> np.ndarray:
-    """Class ids of pictures (B, 3, H, W) in evaluation mode -> uint8 (B, H, W)."""
+    """Class ids of images (B, 3, H, W) in evaluation mode -> uint8 (B, H, W)."""
     zoo_network.eval()
     with auto_cast(precision if precision == "o2_fp16" else "fp32"):  # O2 has float16 weights, the others float32
         logits = zoo_network.predict(_as_tensor(images))

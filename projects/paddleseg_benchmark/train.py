@@ -3,10 +3,10 @@
     python train.py --config configs/deeplabv3p.yml                       # data/cityscapes, else the embedded data
     python train.py --config configs/deeplabv3p.yml --fp16                # mixed precision (O1), on a GPU
     python train.py --config configs/deeplabv3p.yml --data_format NHWC --batch_size 4
-    python train.py --config configs/deeplabv3p.yml --synthetic --iters 50   # random pictures: no loader in the way
+    python train.py --config configs/deeplabv3p.yml --synthetic --iters 50   # random images: no loader in the way
     python -m paddle.distributed.launch train.py --config configs/fcn_hrnet_w18.yml --do_eval
 
---batch_size is per process. On the embedded data (128x256) crops are as large as its pictures, and --iters is 20 unless
+--batch_size is per process. On the embedded data (128x256) crops are as large as its images, and --iters is 20 unless
 given. A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, last.safetensors, and
 with --do_eval eval.csv, per_class.csv and curve.png.
 """
@@ -40,7 +40,7 @@ def main() -> None:
     if args.fp16 and not paddle.device.get_device().startswith("gpu"):
         raise UserError("--fp16 needs a GPU: on a CPU Paddle ignores mixed precision; leave it out")
     if args.synthetic and args.do_eval:
-        raise UserError("--do_eval needs pictures: leave out --synthetic")
+        raise UserError("--do_eval needs images: leave out --synthetic")
     plan = _plan(args)
     paddleseg.utils.set_seed(plan.seed)
     train_set = None if args.synthetic else data.open_dataset(plan.config, "train")
@@ -95,7 +95,7 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("experiment").add_argument
     add("--config", required=True, metavar="YML", help="a config of PaddleSeg, or the name of one in configs/")
     add("--learning_rate", type=_rate, metavar="X", help="rate at the start (default: the config's)")
-    add("--batch_size", type=positive, metavar="N", help="pictures of an update per process (default: the config's)")
+    add("--batch_size", type=positive, metavar="N", help="images of an update per process (default: the config's)")
     crop_help = "height and width of crops in pixels (default: the config's)"
     add("--crop_size", type=positive, nargs=2, metavar=("H", "W"), help=crop_help)
     add("--seed", type=seed, default=0, metavar="N", help="seed of weights and augmentation (default: 0)")

@@ -43,12 +43,12 @@ class Plan:
         name: Of the config, for the run folder.
         config: PaddleSeg's config with its data found.
         iters: Updates.
-        batch_size: Pictures of one process in a step.
+        batch_size: Images of one process in a step.
         seed: Of weights and augmentation.
         output: Where the run folder goes.
         log_iters: Steps between log lines.
         num_workers: Loader processes.
-        synthetic: Random pictures instead of a data set.
+        synthetic: Random images instead of a data set.
         do_eval: Evaluate after the last step.
         words: What else env.json says: precision, layout, graph.
     """
@@ -72,10 +72,10 @@ class Training:
     Args:
         plan: What to do.
         stepper: Network, losses and optimizer, ready to train.
-        train_set: Pictures to train on; None for random ones.
+        train_set: Images to train on; None for random ones.
 
     Raises:
-        UserError: The pictures to evaluate on, if that is planned, cannot be opened.
+        UserError: The images to evaluate on, if that is planned, cannot be opened.
     """
 
     def __init__(self, plan: Plan, stepper: DynamicStep | StaticStep, train_set: paddle.io.Dataset | None):
@@ -155,8 +155,8 @@ class Training:
         with atomic_write(path) as stream:
             json.dump({"step": step, "loss": str(loss), "images": names}, stream, indent=2)
         raise UserError(
-            f"loss is {loss} at step {step}: stopped, nothing is saved; the batch's pictures are in {path}; lower the "
-            f"learning rate, or look at those pictures"
+            f"loss is {loss} at step {step}: stopped, nothing is saved; the batch's images are in {path}; lower the "
+            f"learning rate, or look at those images"
         )
 
     def _batches(self) -> Iterator[data.Batch]:
@@ -169,10 +169,10 @@ class Training:
         """One line and one row about the steps since the last."""
         batch_cost, reader_cost = window.seconds / window.steps, window.data_seconds / window.steps
         peak, kind = memory(self.stepper)
-        pictures = len(self.train_set) if self.train_set is not None else self.total_batch
+        images = len(self.train_set) if self.train_set is not None else self.total_batch
         row = {
             "step": step,
-            "epoch": f"{step * self.total_batch / pictures:.3f}",
+            "epoch": f"{step * self.total_batch / images:.3f}",
             "loss": f"{result.loss:.9g}",
             "learning_rate": f"{rate:.9g}",
             "step_time_s": f"{batch_cost:.4f}",

@@ -115,7 +115,7 @@ def row(name: str) -> Row:
 
 
 class ZooNetwork(nn.Layer):
-    """A network of paddleseg with the losses of its config: pictures and labels in, one loss out.
+    """A network of paddleseg with the losses of its config: images and labels in, one loss out.
 
     A layer, so that `paddle.DataParallel` and `paddle.jit.to_static` can take network and losses as one.
 
@@ -123,7 +123,7 @@ class ZooNetwork(nn.Layer):
         network: A model of paddleseg; in training mode it returns one output per loss.
         losses: {"types": [...], "coef": [...]} of paddleseg.
         config: Where both come from; it also says optimizer and rate.
-        data_format: "NCHW" or "NHWC": the layout inside the network. Pictures and logits outside are always NCHW.
+        data_format: "NCHW" or "NHWC": the layout inside the network. Images and logits outside are always NCHW.
 
     Shapes: images float32 (B, 3, H, W), labels int64 (B, H, W), 255 ignored -> scalar float32.
     """
@@ -165,10 +165,10 @@ class ZooNetwork(nn.Layer):
 
 
 def edges(labels: paddle.Tensor) -> paddle.Tensor:
-    """1 where another label, or the picture's border, is within 2 pixels, else 0.
+    """1 where another label, or the image's border, is within 2 pixels, else 0.
 
     What paddleseg's `Dataset(edge=True)` computes on the CPU (`mask_to_binary_edge`, radius 2), as tensor operations.
-    Outside of the picture counts as ignored; ignored next to ignored is no edge, which is learnt as any label.
+    Outside of the image counts as ignored; ignored next to ignored is no edge, which is learnt as any label.
 
     Shapes: int64 (B, H, W) -> int64 (B, H, W).
     """

@@ -1,10 +1,10 @@
-"""Times PSPNet with ResNet-50 beside paddleseg's, and measures the memory of evaluating one large picture.
+"""Times PSPNet with ResNet-50 beside paddleseg's, and measures the memory of evaluating one large image.
 
     python benchmark.py                          # steps of 4x3x128x256, all cores; minutes on two of them
     python benchmark.py --sizes 128x256 257x513 --repeats 9 --threads 1 --output DIR
 
 A training step is forward, losses (cross entropy, 0.4 times that of the auxiliary head), backward and update at output
-stride 8; inference is an eval forward in dygraph of one picture of 256x512. All get the same random pictures and
+stride 8; inference is an eval forward in dygraph of one image of 256x512. All get the same random images and
 labels, the same number of threads and the same CPU settings (common/machine/cpu.py). The networks:
     ours            as pspnet_res101_cityscapes.yaml trains it, with ResNet-50
     paddleseg       paddleseg's PSPNet with ResNet50_vd as its configs have it: 1024 channels behind the pyramid
@@ -13,7 +13,7 @@ Its CrossEntropyLoss is repaired where Paddle 3 refuses float32 * int64. Each ne
 alive; the steps of all processes take turns, one at a time, so that noise meets all alike. Two steps each are warm-up.
 Times are medians with (min..max); a speed-up is the ratio of the medians with the range of the ratios of single turns.
 
-Memory is the peak resident set of a process of its own that evaluates one picture of 1024x2048 with windows of 769x769.
+Memory is the peak resident set of a process of its own that evaluates one image of 1024x2048 with windows of 769x769.
 Only the first two of the eight windows go through the network, the others take over the last result: what a window
 needs is free again before the next, so the peak is that of all eight (a slow test holds two and four side by side).
 
@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import CommandParser, UserError, run_command
-from common.machine.cpu import physical_cores
 from common.files import atomic_write
+from common.machine.cpu import physical_cores
 from common.progress import Progress
 from common.run_log import environment
 from semsegpaddle_glore.benchmark_tasks import MEMORY_PROTOCOL, NETWORKS, Task, prepare
@@ -235,9 +235,9 @@ def main() -> None:
         warmup_steps=WARMUP_STEPS,
         repeats=args.repeats,
     )
-    picture = Task("memory", 1, *MEMORY_SIZE)
+    image = Task("memory", 1, *MEMORY_SIZE)
     with Worker(Setting("ours", args.threads), serve) as worker:
-        memory = {**_columns(picture), "protocol": str(MEMORY_PROTOCOL), "peak_rss_gib": round(worker.run(picture), 3)}
+        memory = {**_columns(image), "protocol": str(MEMORY_PROTOCOL), "peak_rss_gib": round(worker.run(image), 3)}
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(Setting(network, args.threads), serve)) for network in NETWORKS]
         timings = measure(workers, tasks, args.repeats)
@@ -254,7 +254,7 @@ def main() -> None:
 
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
-    sizes_help = "pixels of training pictures, 4 at once, from 256 on 2; of each size a row (default: 128x256)"
+    sizes_help = "pixels of training images, 4 at once, from 256 on 2; of each size a row (default: 128x256)"
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(128, 256)], metavar="HxW", help=sizes_help)
     parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed steps of each (default: 5)")
     threads_help = "CPU threads of every network (default: all physical cores, as train.py)"

@@ -27,11 +27,11 @@ from paddle import nn
 NETWORKS = ("ours", "paddleseg", "paddleseg_512")
 NUM_CLASSES = 19
 MEMORY_PROTOCOL = EvalProtocol(None, (1.0,), False, (769, 769), 2 / 3)
-MEMORY_WINDOWS = 2  # of a picture that are computed; the second finds what the first left behind
+MEMORY_WINDOWS = 2  # of an image that are computed; the second finds what the first left behind
 
 
 class Task(NamedTuple):
-    """What is measured: "train" (a step), "infer" (a forward) or "memory" (of evaluating), of pictures of this size."""
+    """What is measured: "train" (a step), "infer" (a forward) or "memory" (of evaluating), of images of this size."""
 
     kind: str
     batch: int
@@ -68,7 +68,7 @@ def build_network(network: str) -> nn.Layer:
 
 
 def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
+    """Random images float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
     blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
@@ -77,7 +77,7 @@ def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def peak_of_evaluating(model: nn.Layer, size: tuple[int, int], windows: int = MEMORY_WINDOWS) -> float:
-    """The process's peak in GiB after what eval.py does with one picture of `size`, of which `windows` are computed.
+    """The process's peak in GiB after what eval.py does with one image of `size`, of which `windows` are computed.
 
     The windows after them take over the last result.
     """

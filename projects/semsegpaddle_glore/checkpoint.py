@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
-from common.files import atomic_write
-from common.weights.finetune import said, tensors_to_take
-from common.weights.pdparams import read_pdparams
 from common.config.typed import config_from_text
+from common.files import atomic_write
 from common.weights.card import require_same_statistics
+from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
+from common.weights.pdparams import read_pdparams
 from semsegpaddle_glore.config import Config
 
 import numpy as np
@@ -41,7 +41,7 @@ class TrainState:
             generator's seed for the step's drop-out, so this is all the random state there is.
         best_miou: Highest validation mIoU so far as a fraction; NaN before the first evaluation.
         best_step: Its step.
-        config_text: The experiment as YAML; mean and std of the pictures are in it.
+        config_text: The experiment as YAML; mean and std of the images are in it.
         class_names: By train id.
         scaler: State of the loss scaling; empty where there is none.
         palette: RGB by train id, 0..255; None in files written before it was kept.
@@ -159,7 +159,7 @@ def load_for_finetune(
         path: The checkpoint.
         model: The network to be trained.
         class_names: Its classes, by train id.
-        mean: Of RGB pictures scaled to 0..1, as the experiment has it.
+        mean: Of RGB images scaled to 0..1, as the experiment has it.
         std: Likewise.
 
     Returns:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from common.cli import UserError, did_you_mean
-from common.samples.list_dataset import REPOSITORY
 from common.config.typed import load_config
+from common.samples.list_dataset import REPOSITORY
 from semsegpaddle_glore import original_keys
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 SMALLEST_INPUT = 65
 """Pixels a side, the least that a network takes: 3 at stride 32, so that BN sees more than one value per channel."""
 
-TRAIN_PICTURES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "toy": 200}
-"""Pictures of the training sets, to turn epochs into iterations."""
+TRAIN_IMAGES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "toy": 200}
+"""Images of the training sets, to turn epochs into iterations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,13 @@ class DataConfig:
     root: str
     train_list: str  # relative to root, else to the working directory
     val_list: str
-    mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1; belongs to backbone_weights
+    mean: tuple[float, float, float]  # RGB, of images scaled to 0..1; belongs to backbone_weights
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
         scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
+        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +72,13 @@ class AugmentConfig:
     scale_min: float
     scale_max: float
     flip_probability: float
-    crop_size: tuple[int, int]  # smaller pictures are padded: black, and ignored in the label
+    crop_size: tuple[int, int]  # smaller images are padded: black, and ignored in the label
     blur_probability: float  # Gaussian, standard deviation U(0, 1] pixel
 
     def __post_init__(self) -> None:
         _require(self.base_size >= 1, "base_size", "1 or more")
         _require(0 < self.scale_min <= self.scale_max, "scale_min", "positive and at most scale_max")
-        _require(self.base_size * self.scale_min >= 1, "scale_min", "large enough for a picture of one pixel")
+        _require(self.base_size * self.scale_min >= 1, "scale_min", "large enough for an image of one pixel")
         _require(0 <= self.flip_probability <= 1, "flip_probability", "in [0, 1]")
         _require(0 <= self.blur_probability <= 1, "blur_probability", "in [0, 1]")
         _require(min(self.crop_size) >= SMALLEST_INPUT, "crop_size", f"at least {SMALLEST_INPUT} pixels a side")
@@ -148,7 +148,7 @@ class TrainConfig:
 class EvalProtocol:
     """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
 
-    The picture's long side becomes `long_side` (its own length where null) times each of `scales`. The network sees
+    The image's long side becomes `long_side` (its own length where null) times each of `scales`. The network sees
     windows of it, or the whole. Class probabilities are averaged over overlapping windows, mirror images and scales, at
     the label's size; labels are never resized.
     """
@@ -156,7 +156,7 @@ class EvalProtocol:
     long_side: int | None  # the original's BASE_SIZE
     scales: tuple[float, ...]
     flip: bool
-    window: tuple[int, int] | None  # null = the whole picture at once
+    window: tuple[int, int] | None  # null = the whole image at once
     stride_fraction: float  # of the window; 1/3 in the original, 2/3 in others
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ def read_config(name: str, overrides: list[str] | None = None) -> Config:
     Args:
         name: "configs/quickstart.yaml", "quickstart.yaml" or "quickstart".
         overrides: The words that change keys, see `parse_overrides`. `train.epochs` sets `train.iters` by the number
-            of training pictures of a data set whose number is known.
+            of training images of a data set whose number is known.
 
     Raises:
         UserError: No such file, or a mistake in it or in the overrides.
@@ -335,12 +335,12 @@ def _iters_of(epochs: str, config: Config) -> int:
     if not epochs.isdigit() or int(epochs) < 1:
         raise UserError(f"train.epochs must be a whole number of 1 or more, not '{epochs}'")
     data = config.data
-    if data.dataset not in TRAIN_PICTURES or Path(data.train_list).stem != "train":
+    if data.dataset not in TRAIN_IMAGES or Path(data.train_list).stem != "train":
         raise UserError(
-            f"epochs: how many pictures {data.train_list} of '{data.dataset}' has is not known here: give "
-            "train.iters=N, which is epochs x pictures / batch_size"
+            f"epochs: how many images {data.train_list} of '{data.dataset}' has is not known here: give "
+            "train.iters=N, which is epochs x images / batch_size"
         )
-    return math.ceil(int(epochs) * TRAIN_PICTURES[data.dataset] / config.train.batch_size)
+    return math.ceil(int(epochs) * TRAIN_IMAGES[data.dataset] / config.train.batch_size)
 
 
 def _require(condition: bool, key: str, rule: str) -> None:

@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
+from common.config.typed import config_from_text
 from common.labels import IGNORE
-from common.samples.list_dataset import ListDataset, Sample
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
+from common.samples.list_dataset import ListDataset, Sample
 from common.samples.stream import require_valid_pixels
-from common.config.typed import config_from_text
 from common.weights.header import require_classes
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import (
@@ -58,10 +58,10 @@ def evaluate(
     description: str = "evaluate",
     read_ahead: bool = False,
 ) -> Evaluation:
-    """Evaluates every picture once, shared among the processes of a distributed run; the model's mode is kept.
+    """Evaluates every image once, shared among the processes of a distributed run; the model's mode is kept.
 
     Labels are never resized. In a distributed run every process gets the result of the whole set. With `read_ahead`
-    the next picture is decoded while the network works on this one.
+    the next image is decoded while the network works on this one.
     """
     start = time.perf_counter()
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def _config_of(weights: str, config_name: str | None, words: list[str]) -> Config:
-    """The run's own experiment or that of --cfg, for the network of the weights and pictures as it was trained with."""
+    """The run's own experiment or that of --cfg, for the network of the weights and images as it was trained with."""
     changes = parse_overrides(words)
     sections = ("data", "eval", *(["model"] if config_name else []))  # --cfg says for which network it is
     idle = [change for change in changes if not change.startswith(tuple(f"{section}." for section in sections))]
@@ -184,7 +184,7 @@ def _parse_args() -> argparse.Namespace:
     add("--multi_scales", action="store_true", help=scales_help)
     add = parser.add_argument_group("flags of the original project").add_argument
     add("--use_gpu", action="store_true", help="insist on a GPU")
-    add("--use_mpio", action="store_true", help="decode the next picture beside the network's work")
+    add("--use_mpio", action="store_true", help="decode the next image beside the network's work")
     return parser.parse_intermixed_args()
 
 

@@ -48,7 +48,7 @@ import paddle
 import yaml
 
 FILES = {"paddle": ("model.pdiparams", "model.yaml", "model.json"), "onnx": ("model.onnx",)}
-OTHER_SHAPES = ((2, 3, 97, 161), (1, 3, 128, 96))  # sides that no stride divides, and that each does; two pictures
+OTHER_SHAPES = ((2, 3, 97, 161), (1, 3, 128, 96))  # sides that no stride divides, and that each does; two images
 MAX_DIFFERENCE, MIN_AGREEMENT_PERCENT = 1e-4, 99.99
 OPSET = 13
 TIMED_RUNS = 3
@@ -63,7 +63,7 @@ class Comparison:
         size: Input (height, width).
         max_difference: Largest difference of two logits, relative to the largest absolute logit.
         agreement_percent: Share of pixels with the same argmax.
-        latency_ms: Median time of a picture.
+        latency_ms: Median time of an image.
     """
 
     format: str
@@ -208,7 +208,7 @@ def require_agreement(comparisons: list[Comparison]) -> None:
 
 def print_table(comparisons: list[Comparison]) -> None:
     """Prints a line per format and size."""
-    print(f"{'format':<8} {'size':>10} {'max diff':>9} {'argmax same':>12} {'ms/picture':>11}")
+    print(f"{'format':<8} {'size':>10} {'max diff':>9} {'argmax same':>12} {'ms/image':>11}")
     for row in comparisons:
         size = f"{row.size[0]}x{row.size[1]}"
         scores = f"{row.max_difference:9.1e} {row.agreement_percent:10.4f} %"

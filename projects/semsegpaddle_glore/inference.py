@@ -1,9 +1,9 @@
-"""How an `EvalProtocol` is applied to one picture: windows, mirror images, scales, and the mean of the probabilities.
+"""How an `EvalProtocol` is applied to one image: windows, mirror images, scales, and the mean of the probabilities.
 
-Memory is the probabilities of one picture at its largest scale, at the label's size, and one window's pass through the
-network; nothing is kept from picture to picture. Sums are NumPy arrays on the CPU, where they are added in place.
+Memory is the probabilities of one image at its largest scale, at the label's size, and one window's pass through the
+network; nothing is kept from image to image. Sums are NumPy arrays on the CPU, where they are added in place.
 
-Reference: eval.py of the original for the order (picture resized by its long side, padded where it is smaller than the
+Reference: eval.py of the original for the order (image resized by its long side, padded where it is smaller than the
 window, windows, each with its mirror image, back to the label's size, sum over scales).
 Deviation: probabilities are averaged, the original averages logits; the last window of a row or column lies flush with
 the border, the original lets it stick out and pads it; the way back to the label's size aligns pixel edges as the way
@@ -27,12 +27,12 @@ Model = Callable[[paddle.Tensor], paddle.Tensor]
 
 @paddle.no_grad()
 def class_probabilities(model: Model, image: np.ndarray, size: tuple[int, int], protocol: EvalProtocol) -> np.ndarray:
-    """The class probabilities of one picture.
+    """The class probabilities of one image.
 
     Args:
         model: See `Model`; its logits have the size of what it is given.
-        image: The normalised picture.
-        size: (height, width) of the result: the label's, or the picture's own.
+        image: The normalised image.
+        size: (height, width) of the result: the label's, or the image's own.
         protocol: Scales, mirror images and windows.
 
     Shapes: image float32 (3, H, W) -> float32 (num_classes, *size), summing to 1 over the classes.
@@ -54,7 +54,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _network_size(size: tuple[int, int], long_side: int | None, scale: float) -> tuple[int, int]:
-    """(height, width) of the picture that the network sees windows of: the long side as wanted, the other rounded."""
+    """(height, width) of the image that the network sees windows of: the long side as wanted, the other rounded."""
     longest = max(size)
     wanted = round((long_side or longest) * scale)
     height, width = (max(1, int(side * wanted / longest + 0.5)) for side in size)
@@ -113,7 +113,7 @@ def _coverage(starts: list[int], window: int, length: int) -> np.ndarray:
 
 
 def _pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Enlarges (3, H, W) below and on the right to at least `size` with 0, the mean colour of normalised pictures."""
+    """Enlarges (3, H, W) below and on the right to at least `size` with 0, the mean colour of normalised images."""
     missing = [max(0, wanted - there) for wanted, there in zip(size, image.shape[1:], strict=True)]
     return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else image
 

@@ -22,10 +22,10 @@ LABEL_VALUES = 256
 
 
 class Normalisers(NamedTuple):
-    """What sums are divided by: the valid pixels, and the pictures that have at least one."""
+    """What sums are divided by: the valid pixels, and the images that have at least one."""
 
     pixels: float
-    pictures: float
+    images: float
 
 
 def count(label: paddle.Tensor | np.ndarray) -> Normalisers:
@@ -46,15 +46,15 @@ def pixel_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> paddle.T
 
 
 def class_presence(label: paddle.Tensor, num_classes: int) -> paddle.Tensor:
-    """1 where a class has a pixel in a picture. int64 (B, H, W) -> float32 (B, num_classes)."""
+    """1 where a class has a pixel in an image. int64 (B, H, W) -> float32 (B, num_classes)."""
     batch = label.shape[0]
-    picture = paddle.arange(batch, dtype=label.dtype).reshape([batch, 1, 1])
-    counts = paddle.bincount((label + LABEL_VALUES * picture).flatten(), minlength=batch * LABEL_VALUES)
+    image = paddle.arange(batch, dtype=label.dtype).reshape([batch, 1, 1])
+    counts = paddle.bincount((label + LABEL_VALUES * image).flatten(), minlength=batch * LABEL_VALUES)
     return (counts.reshape([batch, LABEL_VALUES])[:, :num_classes] > 0).astype("float32")
 
 
 def semantic_context_loss(presence: paddle.Tensor, label: paddle.Tensor) -> paddle.Tensor:
-    """Binary cross entropy of each picture's presence logits, mean over classes; 0 for a picture without valid pixel.
+    """Binary cross entropy of each image's presence logits, mean over classes; 0 for an image without valid pixel.
 
     Shapes: presence (B, C), label int64 (B, H, W) -> (B,).
     """
@@ -68,7 +68,7 @@ class SegmentationLoss(nn.Layer):
 
     Takes the network's training outputs and the label int64 (B, H, W); gives the total and, for the log, its parts
     before weighting: "seg", "aux" and "sc", as far as the network has them. Cross entropies are means over valid
-    pixels, the SC-loss is a mean over classes and over pictures with a valid pixel.
+    pixels, the SC-loss is a mean over classes and over images with a valid pixel.
     """
 
     def __init__(self, config: LossConfig):
@@ -81,13 +81,13 @@ class SegmentationLoss(nn.Layer):
     ) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
         """Returns (total, parts). `normalisers` are those of a larger batch that this is a part of; see `count`."""
         normalisers = normalisers or count(label)
-        pixels, pictures = normalisers.pixels or 1, normalisers.pictures or 1  # sums of nothing are 0
+        pixels, images = normalisers.pixels or 1, normalisers.images or 1  # sums of nothing are 0
         parts = {"seg": pixel_cross_entropy(outputs["logits"], label).sum() / pixels}
         total = parts["seg"]
         if "aux" in outputs:
             parts["aux"] = pixel_cross_entropy(outputs["aux"], label).sum() / pixels
             total = total + self.aux_weight * parts["aux"]
         if "presence" in outputs:
-            parts["sc"] = semantic_context_loss(outputs["presence"], label).sum() / pictures
+            parts["sc"] = semantic_context_loss(outputs["presence"], label).sum() / images
             total = total + self.sc_weight * parts["sc"]
         return total, parts

@@ -60,7 +60,7 @@ RENAMED = {
 INSTEAD = {
     "TRAIN_BATCH_SIZE_PER_GPU": "the batch size is the total of all processes: train.batch_size=N",
     "NUM_TRAINERS": "the launcher starts the processes: python -m paddle.distributed.launch --nproc_per_node N",
-    "EVAL_BATCH_SIZE": "pictures are evaluated one by one",
+    "EVAL_BATCH_SIZE": "images are evaluated one by one",
     "DATASET.NUM_CLASSES": "the classes follow from data.dataset",
     "DATASET.IGNORE_INDEX": "ignored pixels are 255 in every data set",
     "DATASET.SEPARATOR": "the separator of a list is found out by itself",
@@ -70,7 +70,7 @@ INSTEAD = {
     "SOLVER.LR_POLICY": "the learning rate is poly: optimizer.power=0.9",
     "SOLVER.LR_WARMUP": "optimizer.warmup_iters=N warms up, 0 does not",
     "SOLVER.LOSS": "the loss is softmax cross entropy",
-    "TEST.SLIDE_WINDOW": "eval.window=[769,769] slides, eval.window=null takes the whole picture",
+    "TEST.SLIDE_WINDOW": "eval.window=[769,769] slides, eval.window=null takes the whole image",
     "TEST.MULTI_SCALE": "eval.py --multi_scales, or eval.scales=[0.5,1.0]",
     "MODEL.FP16": "train.amp=O1",
     "MODEL.PSPNET.AUXHEAD": "loss.aux_weight=0.4, or 0 for none",

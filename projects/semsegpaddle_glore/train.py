@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
+from common.config.typed import config_to_text
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
 from common.samples.stream import BatchLoader, ValidPixels
-from common.config.typed import config_to_text
 from common.weights.card import require_same_input
 from semsegpaddle_glore.checkpoint import (
     TrainState,
@@ -216,8 +216,8 @@ class Trainer:
         with atomic_write(path) as stream:
             json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
         raise UserError(
-            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's pictures are in {path}; "
-            f"lower optimizer.learning_rate, or look at those pictures; checkpoints are untouched"
+            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's images are in {path}; "
+            f"lower optimizer.learning_rate, or look at those images; checkpoints are untouched"
         )
 
 

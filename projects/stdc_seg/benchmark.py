@@ -5,7 +5,7 @@
 
 A training step is forward, losses, backward and update. paddleseg trains its own STDCSeg (backbone STDC2) with its
 own losses (three OhemCrossEntropyLoss, DetailAggregateLoss, weights 1), made to run on paddle 3 by paddleseg_compat.py.
-Both get the same random pictures and labels. Inference is an eval forward in dygraph of one picture of 512x1024, the
+Both get the same random images and labels. Inference is an eval forward in dygraph of one image of 512x1024, the
 input of "Seg50".
 
 Three comparisons, since two things differ, the code and the CPU settings (common/machine/cpu.py):
@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import CommandParser, UserError, run_command
-from common.machine.cpu import configure_cpu, physical_cores
 from common.files import atomic_write
+from common.machine.cpu import configure_cpu, physical_cores
 from common.progress import Progress
 from common.run_log import environment
 from stdc_seg.config import read_config
@@ -55,7 +55,7 @@ CPU_VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
 
 
 class Setting(NamedTuple):
-    """Under what a network is timed. `tuned`: with the CPU settings of common/machine/cpu.py besides the number of threads."""
+    """Under what a network is timed. `tuned`: with the CPU settings of common.machine.cpu besides the thread count."""
 
     network: str
     threads: int
@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is timed: "train" (a step) or "infer" (a forward) with pictures of this batch size, height and width."""
+    """What is timed: "train" (a step) or "infer" (a forward) with images of this batch size, height and width."""
 
     kind: str
     batch: int
@@ -173,7 +173,7 @@ def cpu_variables(setting: Setting) -> Iterator[None]:
 
 
 def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
+    """Random images float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
     blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
@@ -402,10 +402,10 @@ def main() -> None:
 
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
-    sizes_help = "pixels of training pictures, of each size a row (default: 128x256 256x512)"
+    sizes_help = "pixels of training images, of each size a row (default: 128x256 256x512)"
     sizes = [(128, 256), (256, 512)]
     parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, metavar="HxW", help=sizes_help)
-    batch_help = "pictures of a training step (default: 4)"
+    batch_help = "images of a training step (default: 4)"
     parser.add_argument("--batch", type=_positive, default=4, metavar="N", help=batch_help)
     parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="timed steps of each (default: 7)")
     threads_help = "CPU threads, compared besides 1 (default: all physical cores, as train.py)"

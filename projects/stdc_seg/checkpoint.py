@@ -15,10 +15,10 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write
-from common.weights.finetune import said, tensors_to_take
-from common.weights.pdparams import read_pdparams
 from common.weights.card import require_same_statistics
+from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
+from common.weights.pdparams import read_pdparams
 
 import numpy as np
 import paddle
@@ -40,7 +40,7 @@ class TrainState:
         best_step: Its step.
         config_text: The experiment as YAML.
         class_names: By train id.
-        mean: Of RGB pictures scaled to 0..1.
+        mean: Of RGB images scaled to 0..1.
         std: Likewise.
         palette: RGB by train id, 0..255; None in files written before it was kept.
     """
@@ -140,7 +140,7 @@ def load_for_finetune(
         path: The checkpoint.
         model: The network to be trained.
         class_names: Its classes, by train id.
-        mean: Of RGB pictures scaled to 0..1, as the experiment has it.
+        mean: Of RGB images scaled to 0..1, as the experiment has it.
         std: Likewise.
 
     Returns:

@@ -39,13 +39,13 @@ class DataConfig:
     root: str
     train_list: str  # relative to root
     val_list: str
-    mean: tuple[float, float, float]  # RGB, of pictures scaled to 0..1; belongs to backbone_weights
+    mean: tuple[float, float, float]  # RGB, of images scaled to 0..1; belongs to backbone_weights
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         _require(min(self.std) > 0, "std", "positive")
         scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of pictures scaled to 0..1: divide values of 0..255 by 255")
+        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AugmentConfig:
 
     color_jitter: float  # brightness, contrast and saturation are each multiplied by U[1 - x, 1 + x]
     flip_probability: float
-    scales: tuple[float, ...]  # one is drawn per picture
+    scales: tuple[float, ...]  # one is drawn per image
     crop_size: tuple[int, int]
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class TrainConfig:
 class EvalProtocol:
     """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
 
-    The picture is resized by `input_scale` (0.5 gives "Seg50", 0.75 "Seg75"), and by each of `scales` on top; logits
+    The image is resized by `input_scale` (0.5 gives "Seg50", 0.75 "Seg75"), and by each of `scales` on top; logits
     are enlarged to the label's size, class probabilities are averaged over scales and flips; labels are never resized.
     """
 

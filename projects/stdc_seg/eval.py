@@ -1,7 +1,7 @@
 """Evaluates STDC-Seg under one named protocol.
 
     python eval.py --weights output/<run>/best.safetensors                      # the run's own data and protocol
-    python eval.py --weights W.safetensors --input-scale 0.75                   # "Seg75": pictures at 0.75
+    python eval.py --weights W.safetensors --input-scale 0.75                   # "Seg75": images at 0.75
     python eval.py --weights W.safetensors --input-scale 1                      # full size
     python eval.py --weights W.safetensors --scales 0.75 1 1.25 --flip          # multi-scale and flip
     python eval.py --weights W.safetensors --data data/cityscapes --split val --output eval_out
@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 from common.cli import CommandParser, run_command
-from common.samples.list_dataset import ListDataset, require_sides
+from common.config.typed import config_from_text
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, RunLog, print_scores
+from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
-from common.config.typed import config_from_text
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config, DataConfig, EvalProtocol
 from stdc_seg.data.dataset import open_list
@@ -49,8 +49,8 @@ def class_scores(
 
     Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
 
-    Reference: evaluation.py of the official code for the order: picture resized, logits brought to the resized
-    picture's size by the network and then to the label's size, both bilinear with aligned corners.
+    Reference: evaluation.py of the official code for the order: image resized, logits brought to the resized
+    image's size by the network and then to the label's size, both bilinear with aligned corners.
     """
     height, width = image.shape[2:]
     total, count = None, 0
@@ -75,12 +75,12 @@ def evaluate(
     protocol: EvalProtocol,
     description: str = "evaluate",
 ) -> Evaluation:
-    """Evaluates every picture once, shared among the processes of a distributed run; the model's mode is kept.
+    """Evaluates every image once, shared among the processes of a distributed run; the model's mode is kept.
 
     Labels are never resized. In a distributed run every process gets the result of the whole set.
 
     Raises:
-        UserError: A picture or label cannot be used, or no pixel of any label counts.
+        UserError: An image or label cannot be used, or no pixel of any label counts.
     """
     start = time.perf_counter()
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -146,11 +146,11 @@ def _parse_args() -> argparse.Namespace:
     output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
     add("--output", type=Path, metavar="DIR", help=output_help)
     add = parser.add_argument_group("protocol").add_argument
-    input_scale_help = "factor on the picture's sides before the network: 0.5, 0.75, 1 (default: the run's)"
+    input_scale_help = "factor on the image's sides before the network: 0.5, 0.75, 1 (default: the run's)"
     add("--input-scale", type=float, metavar="X", help=input_scale_help)
     scales_help = "further factors, whose results are averaged (default: the run's)"
     add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
-    add("--flip", action="store_true", help="average with the mirrored picture")
+    add("--flip", action="store_true", help="average with the mirrored image")
     return parser.parse_args()
 
 

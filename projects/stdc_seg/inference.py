@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Protocol
 
 from common.cli import UserError
+from common.config.typed import config_from_text
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.run_log import git_commit
-from common.config.typed import config_from_text
 from common.weights.header import header_from_values
 from stdc_seg.checkpoint import TrainState, load_model, read_state
 from stdc_seg.config import Config
@@ -51,7 +51,7 @@ class ModelInfo:
         scale: Factor on 0..255 pixel values, before mean and std.
         mean: Per channel, of scaled values.
         std: Likewise.
-        input_scale: Factor on the picture's sides before the network (0.5 = "Seg50"), as the run was evaluated.
+        input_scale: Factor on the image's sides before the network (0.5 = "Seg50"), as the run was evaluated.
     """
 
     format: str

@@ -63,7 +63,7 @@ class OhemCrossEntropy(nn.Layer):
 def detail_target(label: paddle.Tensor) -> paddle.Tensor:
     """Where the label map changes, at three scales: int64 (B, H, W) -> float32 0/1 (B, 1, H, W).
 
-    A Laplacian (8 in the centre, -1 around, zeros outside the picture) of the train ids is taken at strides 1, 2 and 4;
+    A Laplacian (8 in the centre, -1 around, zeros outside the image) of the train ids is taken at strides 1, 2 and 4;
     positive responses are edges; each is brought back to full size by nearest neighbour and the three are summed with
     weights 0.6, 0.3, 0.1; more than 0.1 is detail. Stride 4 alone sums to exactly 0.1 and is therefore dropped, as in
     the official code (float32 there and here).
@@ -89,7 +89,7 @@ class DetailLoss(nn.Layer):
             of an unlabelled area is an edge there.
 
     Deviation from the official code: the fuse kernel is a constant (there a parameter without gradient that weight
-    decay shrinks); pictures without any valid pixel are left out.
+    decay shrinks); images without any valid pixel are left out.
     """
 
     def __init__(self, mask_ignored: bool = False):
@@ -108,9 +108,9 @@ class DetailLoss(nn.Layer):
         probs, target = F.sigmoid(logits) * weight, target * weight
         overlap = (probs * target).sum(axis=[1, 2, 3])
         total = probs.sum(axis=[1, 2, 3]) + target.sum(axis=[1, 2, 3])
-        dice = 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)  # (B,); 0 for a picture of weight 0
-        pictures = (weight.sum(axis=[1, 2, 3]) > 0).astype("float32").sum()
-        return bce, dice.sum() / pictures.clip(min=1.0), target.mean()
+        dice = 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)  # (B,); 0 for an image of weight 0
+        images = (weight.sum(axis=[1, 2, 3]) > 0).astype("float32").sum()
+        return bce, dice.sum() / images.clip(min=1.0), target.mean()
 
     def _weight(self, label: paddle.Tensor) -> paddle.Tensor:
         """Float32 (B, 1, H, W), 1 where the loss counts."""

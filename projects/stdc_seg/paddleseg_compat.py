@@ -85,7 +85,7 @@ class SegReproSTDCSeg(STDCSeg):
         if name not in STDC_LAYERS:
             raise UserError(f"model.name '{name}' is unknown: {did_you_mean(str(name), list(STDC_LAYERS))}")
         if in_channels != 3:
-            raise UserError(f"model.in_channels is {in_channels}: STDC-Seg takes RGB pictures, 3 channels")
+            raise UserError(f"model.in_channels is {in_channels}: STDC-Seg takes RGB images, 3 channels")
         super().__init__(name, num_classes)
         if backbone_weights is not None:
             load_backbone(backbone_weights, self.backbone)
@@ -344,7 +344,7 @@ def _add_train(parser: CommandParser) -> None:
     parser.set_defaults(run=_train)
     add = _add_experiment(parser)
     add("--learning_rate", type=float, metavar="X", help="rate at the start (default: the config's)")
-    add("--batch_size", type=positive, metavar="N", help="pictures of an update per process (default: the config's)")
+    add("--batch_size", type=positive, metavar="N", help="images of an update per process (default: the config's)")
     add("--seed", type=not_negative, metavar="N", help="seed of weights and augmentation (default: random)")
     add("--use_ema", action="store_true", help="keep a moving average of the weights as well")
     add = parser.add_argument_group("data and output").add_argument
@@ -371,8 +371,8 @@ def _add_val(parser: CommandParser) -> None:
     add = parser.add_argument_group("protocol").add_argument
     add("--aug_eval", action="store_true", help="evaluate at --scales and with flips")
     add("--scales", type=float, nargs="+", metavar="S", help="size factors: 0.5 is Seg50 (default: the config's)")
-    add("--flip_horizontal", action="store_true", help="average with the mirrored picture")
-    add("--flip_vertical", action="store_true", help="average with the picture upside down")
+    add("--flip_horizontal", action="store_true", help="average with the mirrored image")
+    add("--flip_vertical", action="store_true", help="average with the image upside down")
     add("--is_slide", action="store_true", help="slide a window of --crop_size by --stride")
     add("--crop_size", type=positive, nargs=2, metavar=("W", "H"), help="of the window in pixels (default: none)")
     add("--stride", type=positive, nargs=2, metavar=("W", "H"), help="pixels to the next window (default: none)")

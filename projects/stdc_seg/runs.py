@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from common.cli import UserError
-from common.samples.list_dataset import find_root
-from common.run_log import git_commit, run_id
 from common.config.typed import config_from_text
+from common.run_log import git_commit, run_id
+from common.samples.list_dataset import find_root
 from stdc_seg.checkpoint import read_state
 from stdc_seg.config import CONFIG_DIR, Config, read_config
 from stdc_seg.lr_schedule import learning_rate
@@ -82,9 +82,9 @@ def say_batch(plan: RunPlan) -> None:
     """Prints how an update is cut over processes and micro-batches, and how its batch differs from the recipe's."""
     train, rate = plan.config.train, plan.config.optimizer.learning_rate
     cuts = {"processes": dist.get_world_size(), "micro-batches": train.accumulate}
-    pictures = train.batch_size // math.prod(cuts.values())
+    images = train.batch_size // math.prod(cuts.values())
     factors = [f"{count} {name}" for name, count in cuts.items() if count > 1]
-    cut = f" = {' x '.join(factors)} x {pictures} pictures" if factors else ""
+    cut = f" = {' x '.join(factors)} x {images} images" if factors else ""
     other = plan.recipe_batch not in (None, train.batch_size)
     recipe = f"; the recipe's is batch {plan.recipe_batch}" if other else ""
     say(f"batch {train.batch_size}{cut}, learning rate {rate:g}{recipe}")

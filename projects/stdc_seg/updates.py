@@ -19,7 +19,7 @@ def add_gradients(
     and their gradients are those of the batch at once, for a network without batch normalisation.
 
     Deviation from the batch at once: OHEM looks for the hard pixels of each micro-batch, and the detail loss is a mean
-    over the pictures of each.
+    over the images of each.
 
     Args:
         network: In training mode; under `paddle.DataParallel` in a run of several processes.

@@ -140,11 +140,11 @@ function classSection(row) {
 }
 
 function panelSection(row) {
-  const heads = ["picture", "label", "prediction"].map((text) => make("span", { text }));
-  const pictures = row.panels.flatMap((panel) => ["picture", "label", "prediction"].map((kind) =>
-    make("img", { src: data.pictures[panel[kind]], alt: `${kind} of ${panel.name}`, loading: "lazy" })));
-  return make("section", { class: "wide" }, make("h3", { text: "Validation pictures of the embedded data" }),
-    make("div", { class: "panels" }, ...heads, ...pictures));
+  const heads = ["image", "label", "prediction"].map((text) => make("span", { text }));
+  const images = row.panels.flatMap((panel) => ["image", "label", "prediction"].map((kind) =>
+    make("img", { src: data.images[panel[kind]], alt: `${kind} of ${panel.name}`, loading: "lazy" })));
+  return make("section", { class: "wide" }, make("h3", { text: "Validation images of the embedded data" }),
+    make("div", { class: "panels" }, ...heads, ...images));
 }
 
 function commandSection(row) {
@@ -201,7 +201,7 @@ async function drawCurves(element, rows) {
   try {
     Plotly = await plotly();
   } catch {
-    element.textContent = "This browser cannot unpack the charts. The same curves are pictures in results/curves.";
+    element.textContent = "This browser cannot unpack the charts. The same curves are images in results/curves.";
     return;
   }
   if (charts.get(element) !== rows) return;

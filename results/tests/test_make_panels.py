@@ -1,4 +1,4 @@
-"""The pictures of a run: of the embedded data only, by the project's own command, small and in the labels' colours."""
+"""The images of a run: of the embedded data only, by the project's own command, small and in the labels' colours."""
 
 import json
 
@@ -44,18 +44,18 @@ def recorded(tree, tmp_path):
     return tree, folder
 
 
-def test_pictures_are_small_and_in_the_colours_of_the_labels(recorded):
+def test_images_are_small_and_in_the_colours_of_the_labels(recorded):
     root, folder = recorded
     written = make_panels(folder, root)
     assert len(written) == 3 * COUNT
     assert {path.parent for path in written} == {root / "results/panels/stdc_seg" / folder.name}
-    pictures = {path.name.rpartition("_")[2]: cv2.imread(str(path))[..., ::-1] for path in written}
-    assert {picture.shape for picture in pictures.values()} == {(160, LONGEST_SIDE, 3)}
+    images = {path.name.rpartition("_")[2]: cv2.imread(str(path))[..., ::-1] for path in written}
+    assert {image.shape for image in images.values()} == {(160, LONGEST_SIDE, 3)}
     car = label_set("cityscapes").palette[13]
-    np.testing.assert_array_equal(pictures["prediction.png"][80, 40], car)
-    np.testing.assert_array_equal(pictures["prediction.png"][80, 300], [0, 0, 0])
+    np.testing.assert_array_equal(images["prediction.png"][80, 40], car)
+    np.testing.assert_array_equal(images["prediction.png"][80, 300], [0, 0, 0])
     palette = {tuple(color) for color in label_set("cityscapes").palette} | {(0, 0, 0)}
-    assert {tuple(color) for color in pictures["label.png"].reshape(-1, 3)} <= palette
+    assert {tuple(color) for color in images["label.png"].reshape(-1, 3)} <= palette
     assert sum(path.stat().st_size for path in written) < 60_000 * COUNT
 
 

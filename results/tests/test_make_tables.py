@@ -69,7 +69,7 @@ def test_a_number_edited_in_a_readme_is_named_and_the_rest_is_free(made, capsys,
     assert check(made, capsys)[0] == 0
 
 
-def test_a_picture_edited_by_hand_is_named(made, capsys):
+def test_an_image_edited_by_hand_is_named(made, capsys):
     (path,) = (made / "results/curves").glob("*/*.png")
     good = path.read_bytes()
     name = path.relative_to(made)
@@ -123,9 +123,9 @@ def test_a_damaged_run_stops_everything_and_is_named(made):
         main(["--check"], made)
 
 
-def test_pictures_of_a_run_that_is_not_recorded_are_refused(made):
+def test_images_of_a_run_that_is_not_recorded_are_refused(made):
     (made / "results/panels/stdc_seg/gone_s0_20261121_0000000").mkdir(parents=True)
-    with pytest.raises(UserError, match="pictures of a run that is not recorded"):
+    with pytest.raises(UserError, match="images of a run that is not recorded"):
         build(made)
 
 

@@ -30,7 +30,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A page with runs of two projects, several seeds, pictures, and names that try to be markup."""
+    """A page with runs of two projects, several seeds, images, and names that try to be markup."""
     root = make_tree(tmp_path_factory.mktemp("page"))
     runs = root / "results/runs"
     for seed in (0, 1):
@@ -102,7 +102,7 @@ def test_hovering_over_a_curve_shows_the_step_and_the_score(browser, page):
 
 
 @needs_chromium
-def test_an_opened_row_has_classes_pictures_and_its_command(browser, page, tmp_path):
+def test_an_opened_row_has_classes_images_and_its_command(browser, page, tmp_path):
     visit = Visit(browser, page)
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
     visit.page.fill("#filter-text", "semsegpaddle_glore measured")
@@ -111,9 +111,9 @@ def test_an_opened_row_has_classes_pictures_and_its_command(browser, page, tmp_p
     classes = detail.locator(".classes tr").all_inner_texts()
     names = {re.split(r"\s+", text.strip())[0]: re.split(r"\s+", text.strip())[-1] for text in classes}
     assert names == {"car": "47.3", "road": "46.3", "sky": "45.3", "train": "absent"}
-    pictures = detail.locator(".panels img")
-    assert pictures.count() == 9
-    pictures.last.scroll_into_view_if_needed()
+    images = detail.locator(".panels img")
+    assert images.count() == 9
+    images.last.scroll_into_view_if_needed()
     visit.wait("[...document.querySelectorAll('.panels img')].every((i) => i.naturalWidth > 100)")
     visit.page.screenshot(path=tmp_path / "open.png", full_page=True)
     command = "python results/reproduce.py semsegpaddle_glore/quickstart_s0_20261121_0123456"

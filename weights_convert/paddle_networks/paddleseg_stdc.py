@@ -35,7 +35,7 @@ class PaddlesegSTDCSeg(STDCSeg):
 
 
 class _PaddlesegSTDCModule(nn.Layer):
-    """A STDC module at stride 2 whose average pooling takes the mean of the pixels inside the picture only."""
+    """A STDC module at stride 2 whose average pooling takes the mean of the pixels inside the image only."""
 
     def __init__(self, module: STDCModule):
         super().__init__()

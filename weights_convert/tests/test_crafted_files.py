@@ -138,11 +138,11 @@ def test_check_and_what_was_left_out_refuse_it(mark, tmp_path, monkeypatch, caps
 def test_commands_of_the_projects_refuse_it(command, mark, tmp_path, monkeypatch, capsys):
     module = importlib.import_module(command)
     text = Path(module.__file__).read_text()
-    cv2.imwrite(str(tmp_path / "picture.png"), np.zeros((65, 65, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((65, 65, 3), np.uint8))
     words = []
     for flag, value in (
-        ("--input", "picture.png"),
-        ("--input-pic", "picture.png"),
+        ("--input", "image.png"),
+        ("--input-pic", "image.png"),
         ("--output", "o"),
         ("--outdir", "o"),
     ):

@@ -4,13 +4,13 @@ from common.cli import UserError
 from semsegpaddle_glore.checkpoint import load_backbone
 from semsegpaddle_glore.models.backbones import build_backbone
 from stdc_seg.models import build_model
-from weights_convert import pictures, torch2paddle
+from weights_convert import images, torch2paddle
 from weights_convert.archs import find_arch
 from weights_convert.conversion import Options, fill_source, start
+from weights_convert.images import normalised, real_image
 from weights_convert.name_map import NameMap, pair_tensors
 from weights_convert.networks import OUTPUT, PaddleNetwork, TorchNetwork, randomise
 from weights_convert.paddle2torch import convert_back
-from weights_convert.pictures import normalised, real_picture
 from weights_convert.proof import Proof, Row, difference, proof_inputs, prove
 from weights_convert.weight_files import read_weights
 
@@ -90,7 +90,7 @@ def test_random_weights_keep_every_stage_alive():
     spreads = [float(value.std()) for (value,) in outputs.values()]
     assert all(0.1 < spread < 30 for spread in spreads), spreads
     logits = outputs[OUTPUT][0]
-    assert np.abs(logits[0] - logits[1]).max() > 0.1  # pictures are told apart
+    assert np.abs(logits[0] - logits[1]).max() > 0.1  # images are told apart
     first = network.tensors()["layer1.0.conv1.weight"].copy()
     randomise(network, seed=0)
     np.testing.assert_array_equal(network.tensors()["layer1.0.conv1.weight"], first)
@@ -134,8 +134,8 @@ def test_layers_that_only_networks_of_one_s_own_have_are_proven_too():
     randomise(source, seed=0)
     pairing = pair_tensors(name_map, source, target)
     target.load(pairing.to_paddle(source.tensors()))
-    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    proof = prove(source, target, name_map, pairing, proof_inputs(picture, (97, 129), (0.5,) * 3, (0.5,) * 3))
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    proof = prove(source, target, name_map, pairing, proof_inputs(image, (97, 129), (0.5,) * 3, (0.5,) * 3))
     proof.require("rare layers")
     assert [row.name for row in proof.stages] == [*name_map.stages, OUTPUT] and len(pairing.pairs) == 10
 
@@ -201,26 +201,26 @@ def test_agreement_of_the_highest_class_is_required():
     assert Row("fc", (float("nan"),)).departs
 
 
-def test_the_real_picture_is_a_photograph_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "PHOTOGRAPHS", tmp_path / "nothing")
-    drawn, title = real_picture(None)
+def test_the_real_image_is_a_photograph_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "PHOTOGRAPHS", tmp_path / "nothing")
+    drawn, title = real_image(None)
     assert drawn.shape == (256, 384, 3) and title.startswith("drawn")
     photographs = tmp_path / "val"
     photographs.mkdir()
-    monkeypatch.setattr(pictures, "PHOTOGRAPHS", photographs)
-    assert real_picture(None)[1].startswith("drawn")
+    monkeypatch.setattr(images, "PHOTOGRAPHS", photographs)
+    assert real_image(None)[1].startswith("drawn")
     cv2.imwrite(str(photographs / "b.png"), np.full((4, 6, 3), 7, np.uint8))
     cv2.imwrite(str(photographs / "a.png"), np.full((4, 6, 3), (30, 20, 10), np.uint8))
-    picture, title = real_picture(None)
-    assert title == "photograph a.png of CamVid" and tuple(picture[0, 0]) == (10, 20, 30)
-    assert real_picture(photographs / "b.png")[1] == "photograph b.png, given"
+    image, title = real_image(None)
+    assert title == "photograph a.png of CamVid" and tuple(image[0, 0]) == (10, 20, 30)
+    assert real_image(photographs / "b.png")[1] == "photograph b.png, given"
 
 
-def test_pictures_are_normalised_rgb():
-    picture = np.zeros((10, 20, 3), np.uint8)
-    picture[..., 0] = 255
-    values = normalised(picture, (5, 8), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+def test_images_are_normalised_rgb():
+    image = np.zeros((10, 20, 3), np.uint8)
+    image[..., 0] = 255
+    values = normalised(image, (5, 8), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     assert values.shape == (1, 3, 5, 8) and values.dtype == np.float32
     np.testing.assert_allclose(values[0, :, 2, 3], [1, -1, 0])
-    names = [item.name for item in proof_inputs(picture, (97, 129), (0.5,) * 3, (0.5,) * 3)]
-    assert names[-1] == "97x129 picture" and all(re.fullmatch(r"\d+x\d+ (random|picture)", name) for name in names)
+    names = [item.name for item in proof_inputs(image, (97, 129), (0.5,) * 3, (0.5,) * 3)]
+    assert names[-1] == "97x129 image" and all(re.fullmatch(r"\d+x\d+ (random|image)", name) for name in names)

@@ -242,7 +242,7 @@ def test_check_proves_a_file_from_elsewhere(checkpoint, out, tmp_path, monkeypat
         (["--arch", "resnet18", "--weights", "w.h5"], "'.h5' is no kind of weight file"),
         (["--arch", "resnet18", "--weights", "random", "--out", "w.onnx"], "use .pdparams or .safetensors"),
         (["--arch", "resnet18", "--weights", "random", "--source", "timm"], "valid: torchvision"),
-        (["--arch", "resnet18", "--weights", "random", "--picture", "none.jpg"], "none.jpg: there is no such file"),
+        (["--arch", "resnet18", "--weights", "random", "--image", "none.jpg"], "none.jpg: there is no such file"),
         (["--arch", "resnet18", "--weights", "random", "--check", "w.pdparams"], "--check compares two files"),
         (["--all"], "--all goes with --weights random"),
         (["--all", "--weights", "random", "--out", "w"], "--all goes with --weights random"),

@@ -27,7 +27,7 @@ MAX_MEMBERS = 1_000_000
 """The largest supported set (COCO) has 123 000 files."""
 
 MAX_RATIO = 20
-"""Unpacked against packed bytes; pictures reach 1.1, polygons in JSON 5."""
+"""Unpacked against packed bytes; images reach 1.1, polygons in JSON 5."""
 
 FREE_BYTES = 16 * 2**20
 """Archives whose contents are smaller are not measured by `MAX_RATIO`."""

@@ -92,7 +92,7 @@ def train_batches(
 
 
 def label_pieces(dataset: ListDataset, config: Config, count: int = 128, side: int = 64) -> Iterator[np.ndarray]:
-    """Squares of training labels, as augmented in the last stage, of many pictures. Yields int64 (side, side).
+    """Squares of training labels, as augmented in the last stage, of many images. Yields int64 (side, side).
 
     The defaults are 2048 blocks of DUNet's at stride 16.
     """

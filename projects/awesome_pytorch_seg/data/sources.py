@@ -99,7 +99,7 @@ SOURCES: dict[str, Source] = {
         "csDownload -r -d {folder} {files}  (from the package cityscapesScripts), then this command again",
     ),
     "coco": Source(
-        "https://cocodataset.org/#termsofuse (annotations: CC BY 4.0; pictures: the terms of Flickr)",
+        "https://cocodataset.org/#termsofuse (annotations: CC BY 4.0; images: the terms of Flickr)",
         (
             Archive(
                 "annotations_trainval2017.zip",

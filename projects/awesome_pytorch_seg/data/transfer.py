@@ -125,7 +125,7 @@ class ResumingDownloader:
             self.validator.write_text(version)
 
     def _require_room(self, start: int, total: int | None) -> None:
-        """Pictures hardly compress: the archive and what is in it take about the archive's size each."""
+        """Images hardly compress: the archive and what is in it take about the archive's size each."""
         if total is None:
             return
         needed, free = 2 * total - start, shutil.disk_usage(self.part.parent).free

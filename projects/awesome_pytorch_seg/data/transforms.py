@@ -1,6 +1,6 @@
-"""Training transforms on NumPy pictures: scale, cut, flip, colour jitter, blur, pad, normalise.
+"""Training transforms on NumPy images: scale, cut, flip, colour jitter, blur, pad, normalise.
 
-Pictures are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
+Images are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
 choice is drawn from the generator that is passed in.
 """
 
@@ -23,7 +23,7 @@ def augment(
     fill: tuple[int, int, int],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One picture and its label, augmented. Returns both at `stage.crop_size`; `fill` is the colour of what is padded.
+    """One image and its label, augmented. Returns both at `stage.crop_size`; `fill` is the colour of what is padded.
 
     The window is cut first and only it is resized, flipped and coloured: the same geometry for a fraction of the work.
     """
@@ -46,7 +46,7 @@ def cut_and_resize(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts a window at a random place that becomes `crop_size` when resized by `scale`, and resizes it.
 
-    Where the picture ends before the window does, the result is smaller than `crop_size`.
+    Where the image ends before the window does, the result is smaller than `crop_size`.
     """
     parts, size = [], []
     for length, crop in zip(label.shape, crop_size, strict=True):
@@ -58,9 +58,9 @@ def cut_and_resize(
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes picture and label to (height, width); the label by nearest neighbour.
+    """Resizes image and label to (height, width); the label by nearest neighbour.
 
-    A picture is halved by exact 2x2 means while it is twice as large or more, then resized bilinearly: close to area
+    An image is halved by exact 2x2 means while it is twice as large or more, then resized bilinearly: close to area
     averaging, and several times as fast.
     """
     height, width = size
@@ -103,7 +103,7 @@ def pad(
 
 
 def centre_crop(image: np.ndarray, label: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes picture and label so that the shorter side is `side`, and cuts the square in the middle out of both.
+    """Resizes image and label so that the shorter side is `side`, and cuts the square in the middle out of both.
 
     Reference: validation of the original (core/data/dataloader/segbase.py): sides rounded down, bilinear and nearest,
         the cut's corner rounded to even.

@@ -29,7 +29,7 @@ class FCN(nn.Module):
     Shapes: images (B, 3, H, W), any H, W >= 32 -> logits (B, num_classes, H, W); in training a tuple of them.
 
     Reference: section 4.1 and 4.2; the scores start at 0 (section 4.3).
-    Deviation: the 7x7 convolution is padded by 3 to keep its size, in place of padding the picture by 100 and cropping
+    Deviation: the 7x7 convolution is padded by 3 to keep its size, in place of padding the image by 100 and cropping
         the scores. Enlarging is bilinear and fixed, as in the official code (its transposed convolutions have learning
         rate 0); the paper lets the inner ones learn. All layers are trained at once, without the official "at once"
         networks' factors 0.01 and 0.0001 on pool4 and pool3. The original of this project replaces both fully connected

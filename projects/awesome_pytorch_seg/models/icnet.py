@@ -1,4 +1,4 @@
-"""ICNet: a deep network sees a small picture, shallow ones the larger ones, joined from small to large.
+"""ICNet: a deep network sees a small image, shallow ones the larger ones, joined from small to large.
 
 Reference: Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resolution Images", ECCV 2018 (arXiv
 1704.08545), section 3, figures 2 and 3; hszhao/ICNet, evaluation/prototxt/icnet_cityscapes_bnnomerge.prototxt.
@@ -20,8 +20,8 @@ FUSED_CHANNELS = 128
 class ICNet(nn.Module):
     """ICNet.
 
-    The picture at half size runs through the first stage and a half of a dilated ResNet; what comes out is halved again
-    and runs through the rest, so that the three branches work at strides 32, 16 and 8 of the picture.
+    The image at half size runs through the first stage and a half of a dilated ResNet; what comes out is halved again
+    and runs through the rest, so that the three branches work at strides 32, 16 and 8 of the image.
 
     Args:
         num_classes: Number of classes.
@@ -48,7 +48,7 @@ class ICNet(nn.Module):
         self.classifier = nn.Conv2d(FUSED_CHANNELS, num_classes, kernel_size=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Returns logits of the picture's size, in training those of the three branches."""
+        """Returns logits of the image's size, in training those of the three branches."""
         height, width = images.shape[2:]
         feat16, feat32 = self._branches(images)
         fused16, logits16 = self.fusion16(feat32, feat16)
@@ -60,7 +60,7 @@ class ICNet(nn.Module):
         return resize(logits4, (height, width))
 
     def _branches(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the half picture (B, channels2, h16, w16) and of its half (B, channels4 / 4, h32, w32)."""
+        """Features of the half image (B, channels2, h16, w16) and of its half (B, channels4 / 4, h32, w32)."""
         first, second, third, fourth = self.backbone.stages
         head, *rest = second
         feat16 = head(first(self.backbone.stem(_halved(images))))

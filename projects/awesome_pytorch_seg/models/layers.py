@@ -1,7 +1,7 @@
 """Small parts that several networks are made of, and resizing along one axis written as a matrix.
 
 Average pooling to a fixed number of bins and bilinear enlarging are linear maps along the rows and along the columns.
-As matrices they keep their meaning in an exported graph at every picture size, and their order with other linear maps
+As matrices they keep their meaning in an exported graph at every image size, and their order with other linear maps
 may be chosen (see models/pspnet.py).
 """
 

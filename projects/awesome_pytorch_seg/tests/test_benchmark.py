@@ -56,7 +56,7 @@ def test_rows_hold_medians_spread_and_the_comparisons():
         "height_px": 128,
         "width_px": 256,
         "mode": "fp32",
-        "gmacs_per_picture": 12.35,
+        "gmacs_per_image": 12.35,
         "median_ms": 500.0,
         "min_ms": 400.0,
         "max_ms": 800.0,
@@ -74,7 +74,7 @@ def test_rows_hold_medians_spread_and_the_comparisons():
     ]
     assert [row["speedup_per_gmac"] for row in rows] == [4.0, 5.0, 10.0, 4.0]  # theirs has half of the multiply-adds
     text = benchmark.table(times, rows)
-    assert "500.0 ms (400.0..800.0)  12.3 GMAC/picture" in text
+    assert "500.0 ms (400.0..800.0)  12.3 GMAC/image" in text
     assert "5.00x (2.25..12.00)  10.00x per multiply-add" in text
 
 
@@ -150,7 +150,7 @@ def test_command_writes_tables_and_environment(tmp_path):
         for task in ("train", "infer")
         for mode in benchmark.MODES
     }
-    assert all(float(row["median_ms"]) > 1 and float(row["gmacs_per_picture"]) > 0.1 for row in rows)
+    assert all(float(row["median_ms"]) > 1 and float(row["gmacs_per_image"]) > 0.1 for row in rows)
     speedups = list(csv.DictReader((tmp_path / "speedups.csv").open()))
     assert len(speedups) == 4 * 2 * 5  # comparisons, tasks, other networks
     record = json.loads((tmp_path / "env.json").read_text())

@@ -37,8 +37,8 @@ def test_ratios():
     assert rows[0]["times_original"] == 1.0
     assert rows[1] == {
         "way": "ours",
-        "cpu_ms_per_picture": 100.0,
-        "pictures_per_cpu_s": 10.0,
+        "cpu_ms_per_image": 100.0,
+        "images_per_cpu_s": 10.0,
         "times_original": 3.0,
         "times_original_min": 1.5,
         "times_original_max": 4.0,
@@ -46,12 +46,12 @@ def test_ratios():
 
 
 def test_the_command_writes_its_table(root, tmp_path, monkeypatch, capsys):
-    words = ["--data", str(root), "--pictures", "1", "--repeats", "1", "--output", str(tmp_path)]
+    words = ["--data", str(root), "--images", "1", "--repeats", "1", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["benchmark_loader.py", *words])
     benchmark_loader.main()
     with open(tmp_path / "loader.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["way"] for row in rows] == list(benchmark_loader.WAYS)
     assert float(rows[0]["times_original"]) == 1.0
-    assert json.loads((tmp_path / "env.json").read_text())["pictures"] == 1
-    assert "pictures/CPU s" in capsys.readouterr().out
+    assert json.loads((tmp_path / "env.json").read_text())["images"] == 1
+    assert "images/CPU s" in capsys.readouterr().out

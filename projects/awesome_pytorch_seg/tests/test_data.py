@@ -17,17 +17,17 @@ from awesome_runs import SMALL, write_data
 FILL = (10, 20, 30)
 
 
-def picture(height, width):
-    """A picture whose first channel is its label, and its places in the others."""
+def random_image(height, width):
+    """An image whose first channel is its label, and its places in the others."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.uint8)
     label = (rows // 4 + columns // 4) % 5
     return np.stack([label * 40, rows, columns], axis=2), label
 
 
-def test_picture_and_label_stay_in_step():
+def test_image_and_label_stay_in_step():
     stage = StageConfig(1.0, (1.0, 1.0), (40, 50))
     config = AugmentConfig(0.0, 0.5, (stage,))
-    image, label = picture(32, 64)
+    image, label = random_image(32, 64)
     for seed in range(20):
         out, ids = augment(image, label, config, stage, FILL, np.random.default_rng(seed))
         assert out.shape == (40, 50, 3)
@@ -37,10 +37,10 @@ def test_picture_and_label_stay_in_step():
         assert (out[~inside] == FILL).all()
 
 
-def test_flips_half_of_the_pictures():
+def test_flips_half_of_the_images():
     stage = StageConfig(1.0, (1.0, 1.0), (32, 64))
     config = AugmentConfig(0.0, 0.5, (stage,))
-    image, label = picture(32, 64)
+    image, label = random_image(32, 64)
     firsts = [augment(image, label, config, stage, FILL, np.random.default_rng(s))[0][0, 0, 2] for s in range(200)]
     assert 70 < firsts.count(63) < 130
     assert firsts.count(63) + firsts.count(0) == 200
@@ -49,7 +49,7 @@ def test_flips_half_of_the_pictures():
 def test_scales_are_drawn_from_the_whole_range():
     stage = StageConfig(1.0, (0.5, 2.0), (256, 256))
     config = AugmentConfig(0.0, 0.0, (stage,))
-    image, label = picture(64, 64)
+    image, label = random_image(64, 64)
     sizes = [augment(image, label, config, stage, FILL, np.random.default_rng(s))[1] for s in range(100)]
     sides = np.array([np.sqrt((ids != 255).sum()) for ids in sizes])
     assert 32 <= sides.min() < 35
@@ -60,14 +60,14 @@ def test_scales_are_drawn_from_the_whole_range():
 @pytest.mark.parametrize("size", [(20, 90), (90, 20), (20, 20), (90, 90), (40, 50)])
 def test_crop_of_any_size(size):
     stage = StageConfig(1.0, (1.0, 1.0), (40, 50))
-    image, label = picture(*size)
+    image, label = random_image(*size)
     out, ids = augment(image, label, AugmentConfig(0.0, 0.0, (stage,)), stage, FILL, np.random.default_rng(0))
     assert out.shape[:2] == ids.shape == (40, 50)
     assert (ids != 255).sum() == min(size[0], 40) * min(size[1], 50)
 
 
 def test_the_window_is_what_a_cut_after_resizing_would_give():
-    image, label = picture(64, 90)
+    image, label = random_image(64, 90)
     places = set()
     for seed in range(20):
         out, ids = cut_and_resize(image, label, 2.0, (40, 50), np.random.default_rng(seed))
@@ -80,24 +80,24 @@ def test_the_window_is_what_a_cut_after_resizing_would_give():
     assert len(places) > 15
 
 
-def test_a_window_ends_where_the_picture_does():
-    image, label = picture(64, 90)
+def test_a_window_ends_where_the_image_does():
+    image, label = random_image(64, 90)
     out, ids = cut_and_resize(image, label, 0.5, (40, 30), np.random.default_rng(0))
     assert out.shape[:2] == ids.shape == (32, 30)
 
 
 def test_scales_are_of_the_base_size_where_there_is_one():
     stage = StageConfig(1.0, (0.5, 0.5), (20, 40))
-    image, label = picture(80, 160)
+    image, label = random_image(80, 160)
     config = AugmentConfig(0.0, 0.0, (stage,), base_size=40)
     out, ids = augment(image, label, config, stage, FILL, np.random.default_rng(0))
     assert (ids != 255).all()
-    assert (abs(out[:, 0, 1] - np.arange(20) * 4.0 - 1.5) <= 1).all()  # the whole picture at a quarter of its sides
+    assert (abs(out[:, 0, 1] - np.arange(20) * 4.0 - 1.5) <= 1).all()  # the whole image at a quarter of its sides
 
 
-def test_blur_changes_the_picture_alone():
+def test_blur_changes_the_image_alone():
     stage = StageConfig(1.0, (1.0, 1.0), (32, 64))
-    image, label = picture(32, 64)
+    image, label = random_image(32, 64)
     changed = []
     for seed in range(20):
         for probability in (0.0, 1.0):
@@ -111,7 +111,7 @@ def test_blur_changes_the_picture_alone():
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_centre_crop_by_hand(turned):
-    image, label = picture(40, 81)
+    image, label = random_image(40, 81)
     label = np.broadcast_to(np.arange(81, dtype=np.uint8), (40, 81)).copy()
     if turned:
         image, label = image.transpose(1, 0, 2).copy(), label.T.copy()
@@ -124,7 +124,7 @@ def test_centre_crop_by_hand(turned):
 
 
 def test_labels_are_resized_by_nearest():
-    image, label = picture(30, 40)
+    image, label = random_image(30, 40)
     for size in ((61, 83), (13, 17)):
         out, ids = resize_pair(image, label, size)
         assert out.shape[:2] == ids.shape == size

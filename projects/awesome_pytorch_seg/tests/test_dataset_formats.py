@@ -90,7 +90,7 @@ def test_every_pair_is_loaded_as_its_format_says(roots, name):
     for list_name, count in ((dataset.train_list, 6), (dataset.val_list, 2)):
         loaded = ListDataset(labels, root, list_name)
         assert 0 < len(loaded) <= count
-        assert len(loaded) == count or name == "coco"  # COCO leaves out pictures with hardly any object
+        assert len(loaded) == count or name == "coco"  # COCO leaves out images with hardly any object
         for index, (image_path, label_path) in enumerate(loaded.pairs):
             sample = loaded.load(index)
             assert (sample.image.shape, sample.image.dtype) == ((*SIZE, 3), np.uint8)
@@ -106,7 +106,7 @@ def test_every_pair_is_loaded_as_its_format_says(roots, name):
     assert (255 in present) == (name not in ("coco", "sbu", "lip"))
 
 
-def test_pictures_and_labels_are_partners(roots):
+def test_images_and_labels_are_partners(roots):
     for dataset in DATASETS:
         root = roots / dataset.name
         for image, label in ListDataset(labels_of(dataset.name, root), root, dataset.train_list).pairs:
@@ -119,7 +119,7 @@ def test_sbd_labels_are_those_of_its_mat_files(roots):
     dataset = ListDataset(label_set("voc"), root, "train_aug.txt")
     mats = root / "SBD/benchmark_RELEASE/dataset/cls"
     of_sbd = [index for index, pair in enumerate(dataset.pairs) if pair.label.parent.name == "SegmentationClassAug"]
-    assert len(of_sbd) == 4  # pictures 0 and 4 of 6 are of VOC's train
+    assert len(of_sbd) == 4  # images 0 and 4 of 6 are of VOC's train
     for index in of_sbd:
         content = loadmat(mats / f"{dataset.pairs[index].label.stem}.mat")
         expected = content["GTcls"]["Segmentation"][0, 0]
@@ -144,11 +144,11 @@ def test_cityscapes_label_ids_give_the_same_train_ids(roots, tmp_path):
 def test_a_custom_list_file_with_ids_of_ones_own(tmp_path):
     raw = np.array([[10, 10, 20], [30, 31, 0]], np.uint8).repeat(16, 0).repeat(16, 1)
     Image.fromarray(raw).save(tmp_path / "my label, 1.png")
-    Image.fromarray(np.zeros((*raw.shape, 3), np.uint8)).save(tmp_path / "my picture (1).png")
+    Image.fromarray(np.zeros((*raw.shape, 3), np.uint8)).save(tmp_path / "my image (1).png")
     (tmp_path / "classes.yaml").write_text(
         "name: mine\nclasses: [road, kerb, person]\nids: {10: 0, 20: 1, 30: 2, 31: 2, 0: 255}\n"
     )
-    (tmp_path / "mine.txt").write_text("my picture (1).png\tmy label, 1.png\r\n")
+    (tmp_path / "mine.txt").write_text("my image (1).png\tmy label, 1.png\r\n")
     loaded = ListDataset(load_custom(tmp_path / "classes.yaml"), tmp_path, "mine.txt")
     assert loaded.labels.class_names == ("road", "kerb", "person")
     expected = np.array([[0, 0, 1], [2, 2, 255]]).repeat(16, 0).repeat(16, 1)

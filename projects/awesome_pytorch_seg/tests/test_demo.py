@@ -5,8 +5,8 @@ from awesome_pytorch_seg.config import read_config
 from awesome_pytorch_seg.data.transforms import normalize
 from awesome_pytorch_seg.demo import FORMATS, find_jobs, labels_of_format, main, split_name
 from common.cli import UserError
-from common.labels import cityscapes_raw_labels, label_set, load_custom
 from common.config.typed import config_to_text
+from common.labels import cityscapes_raw_labels, label_set, load_custom
 
 import cv2
 import numpy as np
@@ -27,8 +27,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def expected_ids(weights, picture):
-    image = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
+def expected_ids(weights, source):
+    image = cv2.cvtColor(cv2.imread(str(source)), cv2.COLOR_BGR2RGB)
     with torch.no_grad():
         logits = load_network(weights)(torch.from_numpy(normalize(image, MEAN, STD))[None])
     return image, logits.argmax(1)[0].numpy()
@@ -68,12 +68,12 @@ def test_the_colours_are_the_checkpoints_own(place, tmp_path, monkeypatch):
 
 
 def test_folders_are_mirrored(place, tmp_path, monkeypatch):
-    pictures = tmp_path / "pictures"
-    (pictures / "deep").mkdir(parents=True)
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.png"):
-        (pictures / name).write_bytes((place / "data" / "1.png").read_bytes())
+        (images / name).write_bytes((place / "data" / "1.png").read_bytes())
     weights = run_folder(place / "output") / "last.safetensors"
-    run_here(main, "--weights", weights, "--input-pic", pictures, "--outdir", tmp_path / "out")
+    run_here(main, "--weights", weights, "--input-pic", images, "--outdir", tmp_path / "out")
     assert (tmp_path / "out" / "a_ids.png").is_file()
     assert (tmp_path / "out" / "deep" / "b_color.png").is_file()
 
@@ -118,35 +118,35 @@ def weights_of(path, label_set_name):
 
 @pytest.mark.parametrize(("name", "offset"), [("ade20k", 1), ("ade20k_151", 0)])
 def test_for_ades_server_values_are_1_to_150_and_0_for_nothing(name, offset, place, tmp_path):
-    weights, picture = weights_of(tmp_path / "w.safetensors", name), place / "data" / "0.png"
-    run_here(main, "--weights", weights, "--input-pic", picture, "--outdir", tmp_path / "out", "--format", "ade")
+    weights, image = weights_of(tmp_path / "w.safetensors", name), place / "data" / "0.png"
+    run_here(main, "--weights", weights, "--input-pic", image, "--outdir", tmp_path / "out", "--format", "ade")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"]
     written = cv2.imread(str(tmp_path / "out" / "0.png"), cv2.IMREAD_UNCHANGED)
-    ids = expected_ids(weights, picture)[1]
+    ids = expected_ids(weights, image)[1]
     assert len(np.unique(ids)) > 1
     assert np.array_equal(written, ids + offset)
 
 
 def test_for_cityscapes_server_labels_are_label_ids_under_its_names(tmp_path):
     weights = weights_of(tmp_path / "w.safetensors", "cityscapes")
-    picture = tmp_path / "test" / "berlin" / "berlin_000000_000019_leftImg8bit.png"
-    picture.parent.mkdir(parents=True)
+    image = tmp_path / "test" / "berlin" / "berlin_000000_000019_leftImg8bit.png"
+    image.parent.mkdir(parents=True)
     blocks = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
-    cv2.imwrite(str(picture), blocks.repeat(128, 0).repeat(128, 1))
+    cv2.imwrite(str(image), blocks.repeat(128, 0).repeat(128, 1))
     words = ("--weights", weights, "--outdir", tmp_path / "out", "--format", "cityscapes", "--input-pic")
     run_here(main, *words, tmp_path / "test")
     (written,) = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert written.relative_to(tmp_path / "out").as_posix() == "berlin/berlin_000000_000019_pred_labelIds.png"
-    ids = expected_ids(weights, picture)[1]
+    ids = expected_ids(weights, image)[1]
     assert len(np.unique(ids)) > 1
     evaluated = {raw.train_id: raw.id for raw in cityscapes_raw_labels() if raw.train_id < 19}
     expected = np.array([evaluated[i] for i in range(19)])[ids]
     assert np.array_equal(cv2.imread(str(written), cv2.IMREAD_UNCHANGED), expected)
-    cv2.imwrite(str(picture), blocks.repeat(8, 0).repeat(8, 1))
+    cv2.imwrite(str(image), blocks.repeat(8, 0).repeat(8, 1))
     with pytest.raises(UserError, match="leftImg8bit.png: is 64x128, --format cityscapes needs 1024x2048 pixels"):
         run_here(main, *words, tmp_path / "test")
     with pytest.raises(UserError, match="needs names such as berlin_000000_000019_leftImg8bit.png"):
-        run_here(main, *words, picture.rename(picture.with_name("street.png")))
+        run_here(main, *words, image.rename(image.with_name("street.png")))
 
 
 @pytest.mark.parametrize(("name", "count"), [("cityscapes", 19), ("ade", 150)])
@@ -159,19 +159,19 @@ def test_networks_of_other_classes_write_no_servers_format(name, count):
         assert "\n" not in str(error.value)
 
 
-def stem(picture):
-    return picture.stem
+def stem(image):
+    return image.stem
 
 
 def test_mistakes_are_one_line(place, tmp_path, monkeypatch):
     weights = run_folder(place / "output") / "last.safetensors"
     with pytest.raises(UserError, match="no such file or folder"):
         find_jobs([tmp_path / "gone.jpg"], tmp_path, stem)
-    with pytest.raises(UserError, match="no pictures in it"):
+    with pytest.raises(UserError, match="no images in it"):
         find_jobs([tmp_path], tmp_path.parent / "elsewhere", stem)
     with pytest.raises(UserError, match="would both be written"):
         find_jobs([place / "data" / "0.png", place / "data" / "0.png"], tmp_path, stem)
-    with pytest.raises(UserError, match="results would be taken for pictures"):
+    with pytest.raises(UserError, match="results would be taken for images"):
         find_jobs([place / "data"], place / "data" / "out", stem)
     small = tmp_path / "small.png"
     cv2.imwrite(str(small), np.zeros((64, 80, 3), np.uint8))

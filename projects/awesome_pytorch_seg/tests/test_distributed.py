@@ -35,7 +35,7 @@ def launch(script, *words, launcher=("torch.distributed.run", "--standalone")):
 
 @pytest.fixture(scope="module")
 def pair(data, tmp_path_factory):
-    """A run of two processes with 2 pictures each, in two parts."""
+    """A run of two processes with 2 images each, in two parts."""
     output = tmp_path_factory.mktemp("pair")
     words = train_words(data, output, 6, "train.eval_every=3", "--accumulate", "2")
     process = launch("train.py", *words, "train.batch_size=4")
@@ -54,7 +54,7 @@ def test_two_processes_train_evaluate_and_save_once(pair):
 
 
 def test_one_process_evaluates_the_checkpoint_to_the_same_counts(pair, data, tmp_path):
-    """Three pictures over two processes: no picture is counted twice, the sums are those of one process."""
+    """Three images over two processes: no image is counted twice, the sums are those of one process."""
     words = ("--weights", pair[0] / "last.safetensors", "--data", data)
     run_here(eval_main, *words, "--output", tmp_path / "one")
     together = launch("eval.py", *words, "--output", tmp_path / "two")

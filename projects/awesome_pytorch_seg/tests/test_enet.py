@@ -14,7 +14,7 @@ def test_parameters_as_in_the_known_implementation(num_classes, parameters):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (45, 61), (17, 30)])
-def test_logits_have_the_size_of_the_picture(size):
+def test_logits_have_the_size_of_the_image(size):
     torch.manual_seed(0)
     model = build_model("enet", num_classes=5)
     images = torch.randn(2, 3, *size)
@@ -43,7 +43,7 @@ def test_shared_prelu_is_pytorchs_with_its_gradients():
 def test_pooling_places_and_zero_channels():
     block = DownsamplingBottleneck(4, 6, dropout=0.0).eval()
     for p in block.branch.parameters():
-        nn.init.zeros_(p)  # what is left is the pooled picture
+        nn.init.zeros_(p)  # what is left is the pooled image
     x = torch.arange(4 * 16.0).reshape(1, 4, 4, 4)
     y, places = block(x)
     assert torch.equal(y[:, :4], F.max_pool2d(x, 2))

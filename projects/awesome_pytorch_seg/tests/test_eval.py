@@ -12,7 +12,7 @@ from torch import nn
 
 
 class Pointwise(nn.Module):
-    """A network that sees one pixel at a time: windows and the whole picture must agree."""
+    """A network that sees one pixel at a time: windows and the whole image must agree."""
 
     def __init__(self, num_classes=3):
         super().__init__()
@@ -29,7 +29,7 @@ def scores(protocol, size=(40, 52), model=None):
         return image, class_scores(model or Pointwise(), image, size, protocol)
 
 
-def test_windows_cover_everything_and_end_with_the_picture():
+def test_windows_cover_everything_and_end_with_the_image():
     seen = np.zeros((40, 52), int)
     places = list(windows((40, 52), (24, 20), (16, 16)))
     for place in places:
@@ -60,7 +60,7 @@ def test_a_window_sees_only_itself():
     torch.testing.assert_close(found.exp()[..., 0, 25], (left + right) / 2)
 
 
-def test_flip_averages_with_the_mirrored_picture():
+def test_flip_averages_with_the_mirrored_image():
     def model(images):  # looks at the column to the left
         return F.pad(images, (1, 0))[..., :-1]
 
@@ -87,7 +87,7 @@ def test_names_of_protocols():
     assert texts["ms-flip"] == ("ms_flip", "ms 0.5/0.75/1/1.25/1.5/1.75, flip, whole image")
     assert texts["slide-480"] == ("ss_slide480x480", "ss, slide 480x480 by 320x320")
     assert texts["centre-crop-480"][0] == "ss_centre480"
-    assert "centre crop 480 of picture and label (labels resized)" in texts["centre-crop-480"][1]
+    assert "centre crop 480 of image and label (labels resized)" in texts["centre-crop-480"][1]
     assert len(set(texts.values())) == len(PROTOCOLS)
 
 

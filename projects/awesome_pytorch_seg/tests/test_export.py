@@ -10,9 +10,9 @@ from awesome_pytorch_seg.inference import OnnxNetwork, read_checkpoint_info
 from awesome_pytorch_seg.models import MODELS, build_model
 from awesome_pytorch_seg.overfit import SMALLEST_BACKBONES
 from common.cli import UserError, run_command
+from common.config.typed import config_to_text
 from common.files import sha256_of
 from common.labels import label_set
-from common.config.typed import config_to_text
 
 import cv2
 import numpy as np

@@ -35,7 +35,7 @@ def test_an_experiment_that_has_a_file_starts_from_it(plan, data):
     assert made.config_name == "enet_camvid"
     assert (config.optimizer.learning_rate, config.optimizer.momentum) == (0.25, 0.5)
     assert (config.train.batch_size, config.train.num_workers, config.train.amp) == (3, 2, "fp16")
-    assert config.train.iters == 67  # 50 epochs of 4 pictures, 3 at a time
+    assert config.train.iters == 67  # 50 epochs of 4 images, 3 at a time
     base = read_config("enet_camvid")
     assert config.schedule.warmup_iters == base.schedule.warmup_iters * 67 // base.train.iters
     assert config.train.eval_every == base.train.eval_every
@@ -56,11 +56,11 @@ def test_the_command_of_the_originals_readme(plan, data):
     assert (config.schedule.name, config.schedule.power, config.schedule.warmup_iters) == ("poly", 0.9, 0)
     assert (config.augment.base_size, config.augment.stages[0].crop_size) == (520, (480, 480))
     assert config.augment.stages[0].scales == (0.5, 2.0)
-    assert (config.train.batch_size, config.train.iters, config.train.eval_every) == (4, 50, 1)  # 4 pictures here
+    assert (config.train.batch_size, config.train.iters, config.train.eval_every) == (4, 50, 1)  # 4 images here
     assert (config.loss.aux_weight, config.loss.ohem_threshold) == (0.4, None)
 
 
-def test_the_base_config_trains_vocs_pictures_60_times():
+def test_the_base_config_trains_vocs_images_60_times():
     train = read_config("default").train
     assert train.iters == 60 * 1464 // train.batch_size
     assert train.eval_every == 1464 // train.batch_size

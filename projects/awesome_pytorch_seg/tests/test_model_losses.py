@@ -32,7 +32,7 @@ def test_encnet_loss_by_hand():
     assert float(total) == pytest.approx(cross_entropy[0] + 0.4 * cross_entropy[1] + 0.2 * by_hand)
 
 
-def test_pictures_without_a_label_say_nothing_of_presence():
+def test_images_without_a_label_say_nothing_of_presence():
     label = torch.full((2, 2, 2), 255)
     label[0, 0, 0] = 1
     presence = torch.zeros(2, 3, requires_grad=True)

@@ -47,7 +47,7 @@ def learn_once(name, backbone, size):
 
 
 @pytest.mark.parametrize(("name", "backbone"), LIGHT_PAIRS)
-def test_the_loss_reaches_every_parameter_and_logits_have_the_size_of_the_picture(name, backbone):
+def test_the_loss_reaches_every_parameter_and_logits_have_the_size_of_the_image(name, backbone):
     model = learn_once(name, backbone, (65, 97)).eval()
     with torch.no_grad():
         for size in [(65, 97), (64, 48)]:

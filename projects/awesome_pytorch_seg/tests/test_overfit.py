@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 
-def test_the_picture_has_four_large_areas(tmp_path):
-    overfit.write_picture(tmp_path)
+def test_the_image_has_four_large_areas(tmp_path):
+    overfit.write_image(tmp_path)
     label = cv2.imread(str(tmp_path / "label.png"), cv2.IMREAD_UNCHANGED)
     assert label.shape == overfit.SIZE == (128, 192)
     assert np.bincount(label.ravel()).tolist() == [64 * 160 - 32 * 64, 64 * 160 - 32 * 64, 64 * 64, 128 * 32]
@@ -33,6 +33,6 @@ def test_the_command_prints_and_writes_its_table_and_says_who_failed(tmp_path, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", list(MODELS))
-def test_every_network_learns_one_picture(model):
+def test_every_network_learns_one_image(model):
     result = overfit.overfit(model, 300)
     assert result.miou_percent >= 95, result

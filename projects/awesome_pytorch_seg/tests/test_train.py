@@ -12,8 +12,8 @@ from awesome_pytorch_seg.models import build_model
 from awesome_pytorch_seg.runs import RunPlan
 from awesome_pytorch_seg.train import Trainer, main
 from common.cli import UserError
-from common.run_log import read_run
 from common.config.typed import config_from_text
+from common.run_log import read_run
 from common.weights.card import card_of
 
 import cv2
@@ -131,7 +131,7 @@ def test_fp16_scaler_is_kept(data, tmp_path):
     assert read_state(run_folder(tmp_path) / "last.safetensors").scaler["scale"] > 1
 
 
-def test_one_picture_is_learnt(tmp_path):
+def test_one_image_is_learnt(tmp_path):
     root = write_data(tmp_path / "data", size=(48, 64))
     line = (root / "train.txt").read_text().splitlines()[0] + "\n"
     (root / "train.txt").write_text(line)
@@ -156,7 +156,7 @@ def test_resume_keeps_its_experiment_unless_extended(data, reference, tmp_path):
     assert "has reached its 10 iterations" in run_here(main, "--resume", folder, "--data", data)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(data, tmp_path):
     words = ("optimizer.learning_rate=1.0e+30", "schedule.warmup_factor=1.0", "optimizer.clip_norm=null")
     line = error_line(command("train.py", *train_words(data, tmp_path, 8, *words)))
     assert "stopped before the update" in line
@@ -215,7 +215,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(data, tmp_path, monkeyp
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(data, tmp_path):
-    with pytest.raises(UserError, match="train.accumulate 2: 3 pictures of a process cannot be cut into 2 equal"):
+    with pytest.raises(UserError, match="train.accumulate 2: 3 images of a process cannot be cut into 2 equal"):
         train(data, tmp_path, 2, "--accumulate", 2, "train.batch_size=3")
 
 
@@ -259,9 +259,9 @@ def test_classes_in_another_order_are_refused(data, reference, tmp_path):
 
 
 def test_a_batch_and_its_cut_are_said_once(data, tmp_path):
-    """SMALL has 2 pictures; enet_camvid, which it changes, has 10."""
+    """SMALL has 2 images; enet_camvid, which it changes, has 10."""
     printed = train(data, tmp_path, 2, "train.batch_size=4", "--accumulate", 2)
-    assert "batch 4 = 2 micro-batches x 2 pictures, learning rate 0.003; the recipe's is batch 10\n" in printed
+    assert "batch 4 = 2 micro-batches x 2 images, learning rate 0.003; the recipe's is batch 10\n" in printed
     assert printed.count("batch normalisation: the statistics of each micro-batch, not of the batch") == 1
 
 
@@ -286,14 +286,12 @@ def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns, 
     assert ("warning: loading is the bottleneck: raise --workers (now 0)" in printed) is warns
 
 
-def test_pictures_are_normalised_as_the_backbones_weights_expect(data, tmp_path, monkeypatch):
+def test_images_are_normalised_as_the_backbones_weights_expect(data, tmp_path, monkeypatch):
     file = tmp_path / "weights.pth"
     torch.save({}, file)
     monkeypatch.setattr(training, "build_network", lambda config, num_classes: Convolutions(num_classes))
     words = ("--model", "deeplabv3", "--backbone", "xception65", "optimizer.ema_decay=null", "train.amp=null")
-    warning = (
-        "warning: the published weights of xception65 expect pictures of mean and std 0.5: for them set data.mean="
-    )
+    warning = "warning: the published weights of xception65 expect images of mean and std 0.5: for them set data.mean="
     assert warning in train(data, tmp_path / "a", 2, *words, "--backbone-weights", file)
     assert warning not in train(data, tmp_path / "b", 2, *words)  # random weights
     halves = ("data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]")
@@ -308,9 +306,7 @@ def test_pictures_are_normalised_as_the_backbones_weights_expect(data, tmp_path,
     [("data.mean=[123.675,116.28,103.53]",), ("data.std=[58.395,57.12,57.375]",), ("data.mean=[-0.1,0.4,0.4]",)],
 )
 def test_mean_and_std_of_0_to_255_are_refused(data, tmp_path, words):
-    with pytest.raises(
-        UserError, match=r"data.mean and std must be those of pictures scaled to 0..1: divide .* by 255"
-    ):
+    with pytest.raises(UserError, match=r"data.mean and std must be those of images scaled to 0..1: divide .* by 255"):
         train(data, tmp_path, 1, *words)
 
 

@@ -15,7 +15,7 @@ from encnet_single_gpu.data.transforms import augment, normalize
 import numpy as np
 
 TOY_ROOT = "data/toy_ade20k"
-TOY_PICTURES = (160, 40)  # in train and val
+TOY_IMAGES = (160, 40)  # in train and val
 TOY_SIZE = (128, 160)  # height, width
 
 
@@ -29,7 +29,7 @@ def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
         label_set(data.dataset)  # a misspelt name is answered before its folder is looked for
     wanted = root or data.root
     if wanted == TOY_ROOT:
-        draw_toy("ade20k", REPOSITORY / TOY_ROOT, *TOY_PICTURES, TOY_SIZE)
+        draw_toy("ade20k", REPOSITORY / TOY_ROOT, *TOY_IMAGES, TOY_SIZE)
     found = find_root(wanted)
     if found is None:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Training transforms on NumPy pictures: colour jitter, flip, scale, rotation, blur, crop or pad, normalise.
+"""Training transforms on NumPy images: colour jitter, flip, scale, rotation, blur, crop or pad, normalise.
 
-Pictures are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
+Images are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
 choice is drawn from the generator that is passed in.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 def augment(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, fill: tuple[int, int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All training transforms of one picture and its label. Returns both at `config.crop_size`.
+    """All training transforms of one image and its label. Returns both at `config.crop_size`.
 
     `fill` is the colour of what is padded or rotated in; its label is ignored.
     """
@@ -53,7 +53,7 @@ def random_scale(
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes picture and label to (height, width); the label by nearest neighbour."""
+    """Resizes image and label to (height, width); the label by nearest neighbour."""
     height, width = size
     if label.shape == (height, width):
         return image, label

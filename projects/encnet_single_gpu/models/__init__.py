@@ -65,7 +65,7 @@ def build_model(name: str, backbone: str | None = None, num_classes: int = 150) 
     Shapes: images (B, 3, H, W), any H, W >= 65 ->
         In evaluation: logits (B, num_classes, H, W).
         In training: a dict of "logits", the same; "aux", a tuple of such, where the network is trained on more than
-        its main output; "presence" (B, num_classes), logits of a class being in the picture, for EncNet.
+        its main output; "presence" (B, num_classes), logits of a class being in the image, for EncNet.
 
     Args:
         name: One of `model_names()`.

@@ -14,7 +14,7 @@ from torch import nn
 
 
 class ASPP(nn.Module):
-    """A 1x1 convolution, 3x3 convolutions at several dilations and the picture's mean, concatenated and reduced.
+    """A 1x1 convolution, 3x3 convolutions at several dilations and the image's mean, concatenated and reduced.
 
     Shapes: (B, in, h, w) -> (B, out, h, w).
 

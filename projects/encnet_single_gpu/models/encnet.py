@@ -1,4 +1,4 @@
-"""EncNet: channels are re-weighted by what the whole picture shows, and EncNet + JPU.
+"""EncNet: channels are re-weighted by what the whole image shows, and EncNet + JPU.
 
 Reference: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, section 3 and figure 2; the encoding
 layer is from Zhang et al., "Deep TEN: Texture Encoding Network", CVPR 2017, section 2.
@@ -62,7 +62,7 @@ class Encoding(nn.Module):
 
 
 class ContextEncoding(nn.Module):
-    """Scales each channel by a factor predicted from the picture's encoding, and says which classes are present.
+    """Scales each channel by a factor predicted from the image's encoding, and says which classes are present.
 
     Shapes: (B, C, H, W) -> (B, C, H, W) and presence logits (B, num_classes).
 

@@ -82,5 +82,5 @@ class TransposedBNReLU(nn.Module):
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Returns the feature at `size`."""
-        # Cropped rather than asked for by output_size: ONNX has no output padding that depends on the picture.
+        # Cropped rather than asked for by output_size: ONNX has no output padding that depends on the image.
         return self.relu(self.bn(self.conv(x)[:, :, : size[0], : size[1]]))

@@ -86,7 +86,7 @@ def _neighbour_weights(size: int, bins: int, like: torch.Tensor) -> torch.Tensor
     """(3 * bins, size): how much of cell i the neighbour at -1, 0, +1 of each pixel sees; row 3 * i + 1 + offset.
 
     With aligned corners pixel p lies at p * (bins - 1) / (size - 1) in cells and sees a cell at distance d with 1 - d.
-    Outside the picture is the convolution's zero padding.
+    Outside the image is the convolution's zero padding.
     """
     pixel = torch.arange(size, device=like.device)
     neighbour = pixel + torch.arange(-1, 2, device=like.device).unsqueeze(1)  # (3, size)

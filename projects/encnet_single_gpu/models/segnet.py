@@ -83,8 +83,8 @@ class SegNetBasic(nn.Module):
     Shapes: see `models.build_model`.
 
     Reference: section 3.2; 64 channels everywhere and no ReLU in the decoder.
-    Deviation: no local response normalisation of the input, which the authors' network has for pictures of values 0 to
-        255; on normalised pictures it changes nothing (factors above 0.999).
+    Deviation: no local response normalisation of the input, which the authors' network has for images of values 0 to
+        255; on normalised images it changes nothing (factors above 0.999).
     """
 
     def __init__(self, num_classes: int):
@@ -117,7 +117,7 @@ class SegNetBasic(nn.Module):
 class Pooling(nn.MaxPool2d):
     """2x2 max pooling that remembers places; odd sides are rounded up, as in Caffe.
 
-    Shapes: (B, C, H, W) -> (B, C, H/2, W/2), and of each maximum its index in the flattened picture, int64.
+    Shapes: (B, C, H, W) -> (B, C, H/2, W/2), and of each maximum its index in the flattened image, int64.
     """
 
     def __init__(self):

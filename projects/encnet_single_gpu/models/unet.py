@@ -20,7 +20,7 @@ class UNet(nn.Module):
 
     Shapes: see `models.build_model`.
 
-    Deviation: convolutions are padded, so that logits have the picture's size (the paper's shrink and skips are
+    Deviation: convolutions are padded, so that logits have the image's size (the paper's shrink and skips are
         cropped), followed by batch normalisation, and there is no dropout at the bottom.
     """
 

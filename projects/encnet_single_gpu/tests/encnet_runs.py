@@ -1,4 +1,4 @@
-"""Running the commands of this project as a user does, with a tiny network on a data set of a few small pictures."""
+"""Running the commands of this project as a user does, with a tiny network on a data set of a few small images."""
 
 import contextlib
 import csv
@@ -57,7 +57,7 @@ def tiny_networks():
 
 
 def write_data(root, count=6, size=(72, 80), values=(1, 2, 3)):
-    """Pictures of coloured squares with ADE20K-like labels, 2/3 in train.txt and the rest in val.txt."""
+    """Images of coloured squares with ADE20K-like labels, 2/3 in train.txt and the rest in val.txt."""
     rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
     colors = rng.integers(0, 256, (256, 3))

@@ -70,7 +70,7 @@ def test_files(tmp_path):
     words = ("--networks", "unet", "--size", 32, 48, "--repeats", 2, "--output", tmp_path)
     printed = run_here(main, *words)
     assert "fp32: unet, fp32" in printed
-    assert "smp.Unet: 0.0 M parameters, 0.01 GMAC a picture" in printed  # 150 * 27 * 32 * 48
+    assert "smp.Unet: 0.0 M parameters, 0.01 GMAC an image" in printed  # 150 * 27 * 32 * 48
     with open(tmp_path / "timings.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["turn"] for row in rows] == ["1", "2"] * 4

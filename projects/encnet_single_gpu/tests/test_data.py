@@ -17,7 +17,7 @@ def settings(**changes):
     return dataclasses.replace(read_config("encnet").augment, **changes)
 
 
-def picture(height, width):
+def random_image(height, width):
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (height, width, 3), np.uint8), rng.integers(0, 150, (height, width), np.uint8)
 
@@ -34,38 +34,38 @@ def test_both_readings_of_ade20k(tmp_path):
 def test_base_size_is_of_the_longer_side():
     rng = np.random.default_rng(0)
     for height, width in ((100, 50), (50, 100)):
-        image, label = random_scale(*picture(height, width), settings(base_size=200, scales=(1.0, 1.0)), rng)
+        image, label = random_scale(*random_image(height, width), settings(base_size=200, scales=(1.0, 1.0)), rng)
         assert label.shape == image.shape[:2] == (2 * height, 2 * width)
-    _, label = random_scale(*picture(100, 50), settings(base_size=None, scales=(0.5, 0.5)), rng)
+    _, label = random_scale(*random_image(100, 50), settings(base_size=None, scales=(0.5, 0.5)), rng)
     assert label.shape == (50, 25)
 
 
 def test_scales_stay_in_their_range():
     rng = np.random.default_rng(0)
     config = settings(base_size=100, scales=(0.5, 2.0))
-    longer = [max(random_scale(*picture(30, 60), config, rng)[1].shape) for _ in range(200)]
+    longer = [max(random_scale(*random_image(30, 60), config, rng)[1].shape) for _ in range(200)]
     assert 50 <= min(longer) < 60
     assert 190 < max(longer) <= 200
 
 
 def test_a_quarter_turn_is_numpys():
-    image, label = picture(65, 65)
+    image, label = random_image(65, 65)
     turned_image, turned_label = rotate(image, label, 90, FILL)
     np.testing.assert_array_equal(turned_label, np.rot90(label))
     np.testing.assert_array_equal(turned_image, np.rot90(image))
 
 
 def test_what_a_rotation_brings_in_is_filled_and_ignored():
-    image, label = rotate(*picture(64, 96), 10, FILL)
+    image, label = rotate(*random_image(64, 96), 10, FILL)
     assert label[0, 0] == 255
     assert tuple(image[0, 0]) == FILL
     assert label[32, 48] != 255
-    unturned = picture(64, 96)
+    unturned = random_image(64, 96)
     assert all(a is b for a, b in zip(rotate(*unturned, 0.0, FILL), unturned, strict=True))
 
 
 def test_blur_keeps_the_mean_and_lowers_the_spread():
-    image, _ = picture(64, 64)
+    image, _ = random_image(64, 64)
     blurred = blur(image, 1.0)
     assert abs(float(blurred.mean()) - float(image.mean())) < 1
     assert blurred.std() < 0.5 * image.std()
@@ -73,13 +73,13 @@ def test_blur_keeps_the_mean_and_lowers_the_spread():
 
 
 def test_jitter_by_one_changes_nothing():
-    image, _ = picture(20, 20)
+    image, _ = random_image(20, 20)
     np.testing.assert_array_equal(jitter_color(image, 1.0, 1.0, 1.0), image)
     np.testing.assert_allclose(jitter_color(image, 0.5, 1.0, 1.0), np.rint(image / 2), atol=1)
 
 
 def test_augmented_pixels_keep_their_labels():
-    """A picture painted from its label still is, wherever flip, scale, rotation and crop put it."""
+    """An image painted from its label still is, wherever flip, scale, rotation and crop put it."""
     label = np.random.default_rng(0).integers(0, 4, (12, 16), np.uint8).repeat(8, 0).repeat(8, 1)
     image = np.stack([60 * label] * 3, axis=2)
     config = settings(base_size=None, rotation_degrees=10.0, blur_probability=0.0, crop_size=(80, 120))
@@ -118,7 +118,7 @@ def test_batches_follow_from_seed_and_step(tmp_path):
 
 def test_the_embedded_data_set_is_drawn_where_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_module, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(dataset_module, "TOY_PICTURES", (2, 1))
+    monkeypatch.setattr(dataset_module, "TOY_IMAGES", (2, 1))
     monkeypatch.setattr("common.samples.list_dataset.REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
     data = with_root(read_config("quickstart").data)

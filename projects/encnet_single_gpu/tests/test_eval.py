@@ -16,7 +16,7 @@ BLACK = torch.tensor([-1.0, -2.0, -3.0])
 
 
 class Pointwise(nn.Module):
-    """Each pixel for itself, after a number that is the same for the whole picture."""
+    """Each pixel for itself, after a number that is the same for the whole image."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class MeanOf(nn.Module):
         return x.mean((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:])
 
 
-def picture(height, width):
+def random_image(height, width):
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -50,7 +50,7 @@ def test_names():
 def test_whole_image_gives_the_logits_at_label_size():
     torch.manual_seed(0)
     model = Pointwise()
-    image = picture(20, 30)
+    image = random_image(20, 30)
     scores = class_scores(model, image, (20, 30), EvalProtocol(), BLACK)
     torch.testing.assert_close(scores, model(image))
     assert class_scores(model, image, (40, 60), EvalProtocol(), BLACK).shape == (1, 4, 40, 60)
@@ -65,7 +65,7 @@ def test_windows_cover_every_pixel(side, starts):
 
 
 def reference(model, image, base, crop, scales, flip, black):
-    """PyTorch-Encoding's way in NumPy loops, for one picture."""
+    """PyTorch-Encoding's way in NumPy loops, for one image."""
     _, _, height, width = image.shape
     total = 0
     for scale in scales:
@@ -108,13 +108,13 @@ def test_scores_are_pytorch_encodings(size, flip):
     model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2)).eval()
     protocol = EvalProtocol(52, 48, (0.5, 1.0, 1.75), flip)
     with torch.no_grad():
-        scores = class_scores(model, picture(*size), size, protocol, BLACK)
-        expected = reference(model, picture(*size), 52, 48, protocol.scales, flip, BLACK)
+        scores = class_scores(model, random_image(*size), size, protocol, BLACK)
+        expected = reference(model, random_image(*size), 52, 48, protocol.scales, flip, BLACK)
     torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_small_pictures_are_padded_with_black():
-    """A picture of 26 x 26 in a window of 48: the mean is that of picture and black."""
+def test_small_images_are_padded_with_black():
+    """An image of 26 x 26 in a window of 48: the mean is that of image and black."""
     image = torch.ones(1, 3, 26, 26)
     protocol = EvalProtocol(52, 48, (0.5,))
     scores = class_scores(MeanOf(), image, (26, 26), protocol, BLACK)

@@ -1,8 +1,8 @@
 import json
 
 from common.cli import UserError
-from common.labels import label_set
 from common.config.typed import config_to_text
+from common.labels import label_set
 from encnet_single_gpu import inference
 from encnet_single_gpu.checkpoint import TrainState, save_checkpoint
 from encnet_single_gpu.config import read_config

@@ -48,7 +48,7 @@ def test_presence_by_hand():
     label = torch.tensor([[[0, 2], [2, 255]], [[255, 255], [255, 255]]])
     assert class_presence(label, 3).tolist() == [[1, 0, 1], [0, 0, 0]]
     losses = se_loss(torch.zeros(2, 3), label)
-    assert losses.tolist() == [pytest.approx(math.log(2)), 0]  # a picture without valid pixel teaches nothing
+    assert losses.tolist() == [pytest.approx(math.log(2)), 0]  # an image without valid pixel teaches nothing
 
 
 @pytest.mark.parametrize("class_weights", [None, (2.0, 5.0)])
@@ -68,7 +68,7 @@ def test_micro_batches_add_up_to_the_batch(class_weights):
     torch.manual_seed(0)
     label = torch.randint(0, 3, (4, 5, 6))
     label[0, 1:] = 255
-    label[1] = 255  # valid pixels lie unevenly, and one picture has none
+    label[1] = 255  # valid pixels lie unevenly, and one image has none
     main, aux, presence = torch.randn(4, 3, 5, 6), torch.randn(4, 3, 5, 6), torch.randn(4, 3)
     leaves = [leaf.requires_grad_() for leaf in (main, aux, presence)]
     criterion = loss(class_weights)
@@ -85,8 +85,8 @@ def test_micro_batches_add_up_to_the_batch(class_weights):
     torch.testing.assert_close(sum(parts), whole)
     for ours, theirs in zip(torch.autograd.grad(sum(parts), leaves), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-    pictures, pixels = 3, float(normalisers.pixels)
-    assert int(normalisers.pictures) == pictures
+    images, pixels = 3, float(normalisers.pixels)
+    assert int(normalisers.images) == images
     weights = torch.ones(3) if class_weights is None else torch.tensor(class_weights)
     assert pixels == pytest.approx(float(weights[label[label != 255]].sum()), rel=1e-6)
 

@@ -118,7 +118,7 @@ def test_training_outputs_evaluation_logits_and_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["pspnet", "segnet_basic"])
-def test_pictures_of_a_batch_do_not_mix_in_evaluation(name):
+def test_images_of_a_batch_do_not_mix_in_evaluation(name):
     torch.manual_seed(0)
     model = build_model(name, "resnet18" if name in HEADS else None, num_classes=3).eval()
     images = torch.randn(2, 3, 40, 33)

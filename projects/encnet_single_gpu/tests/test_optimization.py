@@ -95,7 +95,7 @@ def test_micro_batches_cover_the_batch_in_equal_parts(batch, micro_batch, sizes)
 
 
 class FakeGpu:
-    """Memory in units of a picture, as torch.cuda would report it."""
+    """Memory in units of an image, as torch.cuda would report it."""
 
     def __init__(self, monkeypatch, free, raises=True):
         self.free, self.raises, self.tried = free, raises, []
@@ -108,9 +108,9 @@ class FakeGpu:
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
 
-    def step(self, pictures):
-        self.tried.append(pictures)
-        if self.raises and pictures > self.free:
+    def step(self, images):
+        self.tried.append(images)
+        if self.raises and images > self.free:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -121,9 +121,9 @@ def test_gpu_planner_finds_the_largest_part_that_leaves_a_tenth_free(monkeypatch
     assert gpu.tried[0] == 12
 
 
-def test_gpu_planner_gives_up_below_two_pictures(monkeypatch):
+def test_gpu_planner_gives_up_below_two_images(monkeypatch):
     gpu = FakeGpu(monkeypatch, 1)
-    with pytest.raises(UserError, match="not even 2 pictures fit"):
+    with pytest.raises(UserError, match="not even 2 images fit"):
         largest_micro_batch(gpu.step, 12, GPU)
     assert min(gpu.tried) == 2
 
@@ -134,20 +134,20 @@ def test_cpu_planner_compares_the_smallest_part_with_the_available_ram(monkeypat
     monkeypatch.setattr(memory, "_peak_ram", lambda: used[0])
     monkeypatch.setattr(memory, "_available_ram", lambda: available)
 
-    def step(pictures):
-        used[0] += 10 * pictures
+    def step(images):
+        used[0] += 10 * images
 
     assert largest_micro_batch(step, 8, CPU) == largest
-    with pytest.raises(UserError, match="not even 2 pictures fit"):
+    with pytest.raises(UserError, match="not even 2 images fit"):
         monkeypatch.setattr(memory, "_available_ram", lambda: 20)
         largest_micro_batch(step, 8, CPU)
 
 
-def test_no_planned_part_leaves_a_picture_alone(monkeypatch):
+def test_no_planned_part_leaves_an_image_alone(monkeypatch):
     monkeypatch.setattr(memory, "_available_ram", lambda: 10**9)
     for batch in range(2, 20):
         for most in range(3, batch + 1):
-            monkeypatch.setattr(memory, "_picture_ram", lambda step, pictures, most=most: 0.9e9 / most)
+            monkeypatch.setattr(memory, "_image_ram", lambda step, images, most=most: 0.9e9 / most)
             size = largest_micro_batch(None, batch, CPU)
             assert size <= most
             assert min(part.stop - part.start for part in micro_batches(batch, size)) >= 2

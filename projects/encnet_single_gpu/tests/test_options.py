@@ -98,7 +98,7 @@ def test_options_are_keys_with_their_values(monkeypatch, tmp_path):
     words = ("--data", data, "--epochs", 50, "--batch-size", 3, "--crop-size", 65, "--scales", 0.5, 1, "--compile")
     words += ("--class-weights", "null", "--channels-last", "--amp", "bf16", "--backbone", "resnet18", "--seed", 7)
     config = plan(monkeypatch, *words, "--decay-norm-and-bias", "false", "--background").config
-    assert config.train.iters == 67  # 50 epochs of 4 pictures, 3 at a time
+    assert config.train.iters == 67  # 50 epochs of 4 images, 3 at a time
     assert config.augment.crop_size == (65, 65)
     assert config.augment.scales == (0.5, 1.0)
     assert (config.train.compile, config.train.channels_last, config.train.amp) == (True, True, "bf16")

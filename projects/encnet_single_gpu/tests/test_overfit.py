@@ -1,9 +1,9 @@
-"""Each network learns one picture of the embedded data in ADE20K's format by heart."""
+"""Each network learns one image of the embedded data in ADE20K's format by heart."""
 
 from common.dataset_list import make_lists
 from common.labels import label_set
-from common.samples.list_dataset import ListDataset
 from common.metrics import ConfusionMatrix
+from common.samples.list_dataset import ListDataset
 from common.toy_dataset import write_toy_dataset
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.data.transforms import normalize
@@ -20,7 +20,7 @@ STEPS = 200
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """48x48 pixels of a picture, twice enlarged, and their mirror image.
+    """48x48 pixels of an image, twice enlarged, and their mirror image.
 
     Enlarged, as at 1/8 of the resolution thin things cannot be told apart; two, as what is pooled to one value has to
     be more than one in batch normalisation.
@@ -39,7 +39,7 @@ def batch(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
-def test_one_picture_is_learnt(batch, name):
+def test_one_image_is_learnt(batch, name):
     images, labels = batch
     rate = 0.0005 if name == "refinenet" else 0.002  # its decoder has no normalisation and bears no high rate
     config = read_config("quickstart", [f"optimizer.learning_rate={rate}"])

@@ -1,6 +1,6 @@
 from common.cli import UserError
-from common.labels import cityscapes_raw_labels, label_set
 from common.config.typed import config_to_text
+from common.labels import cityscapes_raw_labels, label_set
 from encnet_single_gpu.checkpoint import TrainState, save_checkpoint
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.export import main as export_main
@@ -41,8 +41,8 @@ def test_ids_colours_and_overlay(run, tmp_path):
         rgb = np.array(color.convert("RGB"))
     np.testing.assert_array_equal(rgb, label_set("ade20k").palette[ids])
     overlay = cv2.imread(str(tmp_path / "0_overlay.jpg"))[..., ::-1].astype(float)
-    picture = cv2.imread(str(data / "0.png"))[..., ::-1].astype(float)
-    assert np.abs(overlay - (picture + rgb) / 2).mean() < 12  # JPEG
+    image = cv2.imread(str(data / "0.png"))[..., ::-1].astype(float)
+    assert np.abs(overlay - (image + rgb) / 2).mean() < 12  # JPEG
 
 
 def test_the_values_of_the_data_sets_own_files(run, tmp_path):
@@ -71,10 +71,10 @@ def weights_of(path, dataset, class_names):
 @pytest.mark.parametrize("dataset", ["cityscapes", "cityscapes_trainids"])
 def test_cityscapes_files_are_label_ids_under_the_servers_names(dataset, tmp_path):
     weights = weights_of(tmp_path / "w.safetensors", dataset, label_set("cityscapes").class_names)
-    picture = tmp_path / "in" / "berlin" / "berlin_000000_000019_leftImg8bit.png"
-    picture.parent.mkdir(parents=True)
+    image = tmp_path / "in" / "berlin" / "berlin_000000_000019_leftImg8bit.png"
+    image.parent.mkdir(parents=True)
     blocks = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
-    cv2.imwrite(str(picture), blocks.repeat(128, 0).repeat(128, 1))
+    cv2.imwrite(str(image), blocks.repeat(128, 0).repeat(128, 1))
     predict(weights, tmp_path / "ids", tmp_path / "in")
     predict(weights, tmp_path / "out", tmp_path / "in", "--format", "dataset")
     (written,) = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -84,11 +84,11 @@ def test_cityscapes_files_are_label_ids_under_the_servers_names(dataset, tmp_pat
     evaluated = {raw.train_id: raw.id for raw in cityscapes_raw_labels() if raw.train_id < 19}
     expected = np.array([evaluated[i] for i in range(19)])[ids]
     np.testing.assert_array_equal(cv2.imread(str(written), cv2.IMREAD_UNCHANGED), expected)
-    cv2.imwrite(str(picture), blocks.repeat(8, 0).repeat(8, 1))
+    cv2.imwrite(str(image), blocks.repeat(8, 0).repeat(8, 1))
     with pytest.raises(UserError, match="leftImg8bit.png: is 64x128, .* needs 1024x2048 pixels"):
         predict(weights, tmp_path / "out", tmp_path / "in", "--format", "dataset")
     with pytest.raises(UserError, match="needs names such as berlin_000000_000019_leftImg8bit.png"):
-        predict(weights, tmp_path / "out", picture.rename(picture.with_name("street.png")), "--format", "dataset")
+        predict(weights, tmp_path / "out", image.rename(image.with_name("street.png")), "--format", "dataset")
 
 
 def test_weights_of_other_classes_than_their_set_write_no_files_of_it(run, tmp_path):
@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(run, tmp_path):
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((16, 40, 3), np.uint8))
     for words, message in (
         ([tmp_path / "none.png"], "there is no such file"),
-        ([tmp_path / "empty"], "no pictures in it"),
+        ([tmp_path / "empty"], "no images in it"),
         ([tmp_path / "small.png"], "small.png: 16x40 pixels: each side must have at least 32"),
         ([data / "0.png", data / "0.png"], "would both be written"),
     ):

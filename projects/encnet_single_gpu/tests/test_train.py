@@ -75,7 +75,7 @@ def test_where_nobody_watches_an_evaluation_is_a_json_line(data, tmp_path, capsy
     assert (last["best_step"], last["best_miou_percent"]) == (best["step"], best["val_miou_percent"])
 
 
-def test_own_pictures_in_the_recipe_of_the_embedded_data_are_not_called_embedded(tmp_path):
+def test_own_images_in_the_recipe_of_the_embedded_data_are_not_called_embedded(tmp_path):
     data = write_data(tmp_path / "mine")
     (data / "classes.yaml").write_text(
         "name: squares\nclasses: [{name: one, color: [9, 8, 7]}, two, three]\nids: {1: 0, 2: 1, 3: 2}\n"
@@ -214,9 +214,7 @@ def test_one_process_of_a_launcher_trains(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("option", [("--mean", 123.675, 116.28, 103.53), ("--std", 58.395, 57.12, 57.375)])
 def test_mean_and_std_of_0_to_255_are_refused(data, tmp_path, option):
-    with pytest.raises(
-        UserError, match=r"data.mean and std must be those of pictures scaled to 0..1: divide .* by 255"
-    ):
+    with pytest.raises(UserError, match=r"data.mean and std must be those of images scaled to 0..1: divide .* by 255"):
         train(data, tmp_path, 1, *option)
 
 
@@ -273,7 +271,7 @@ def test_bf16_channels_last(data, tmp_path):
     assert all(np.isfinite(float(row["loss"])) for row in read_run(run_folder(tmp_path)).train)
 
 
-def test_one_picture_is_learnt(tmp_path):
+def test_one_image_is_learnt(tmp_path):
     root = write_data(tmp_path / "data", size=(48, 64))
     line = (root / "train.txt").read_text().splitlines()[0] + "\n"
     (root / "train.txt").write_text(line)
@@ -304,7 +302,7 @@ def test_resume_keeps_its_experiment_unless_extended(data, reference, tmp_path):
     assert "has reached its 10 iterations" in run_here(main, "--resume", folder)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(data, tmp_path):
     with pytest.raises(UserError, match="stopped before the update") as error:
         train(data, tmp_path, 8, "--learning-rate", "1e30")
     assert "\n" not in str(error.value)
@@ -319,9 +317,9 @@ class NoMemory(nn.Module):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
 
 
-def test_out_of_memory_in_validation_names_the_picture_and_what_helps(data, reference, tmp_path, monkeypatch):
+def test_out_of_memory_in_validation_names_the_image_and_what_helps(data, reference, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "evaluated", property(lambda self: _with_a_parameter(NoMemory())))
-    whole = r"/4.png: out of memory: the network sees the whole picture: .*--protocol encoding_ss.*go on with --resume"
+    whole = r"/4.png: out of memory: the network sees the whole image: .*--protocol encoding_ss.*go on with --resume"
     with pytest.raises(UserError, match=whole) as error:
         train(data, tmp_path, 4)
     assert "--micro-batch" not in str(error.value)
@@ -331,7 +329,7 @@ def test_out_of_memory_in_validation_names_the_picture_and_what_helps(data, refe
     words = ("--weights", reference[1] / "best.safetensors", "--data", data, "--output", tmp_path)
     with pytest.raises(UserError, match=whole):
         run_here(eval_main, *words)
-    with pytest.raises(UserError, match=r"/4.png: out of memory: windows are small, .*make the picture smaller"):
+    with pytest.raises(UserError, match=r"/4.png: out of memory: windows are small, .*make the image smaller"):
         run_here(eval_main, *words, "--protocol", "encoding_ss")
 
 
@@ -356,7 +354,7 @@ def test_out_of_memory_is_one_line_and_the_checkpoint_stays(data, tmp_path, monk
 
 
 @pytest.mark.parametrize("batch", [("--micro-batch", 1), ("--batch-size", 3, "--micro-batch", 2), ("--batch-size", 1)])
-def test_a_picture_alone_in_batch_normalisation_is_refused_before_the_start(data, tmp_path, monkeypatch, batch):
+def test_an_image_alone_in_batch_normalisation_is_refused_before_the_start(data, tmp_path, monkeypatch, batch):
     class Pooled(nn.Module):
         def __init__(self, num_classes):
             super().__init__()
@@ -377,14 +375,14 @@ def test_a_picture_alone_in_batch_normalisation_is_refused_before_the_start(data
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_without_global_pooling_learns_from_single_pictures(data, tmp_path):
+def test_a_network_without_global_pooling_learns_from_single_images(data, tmp_path):
     train(data, tmp_path, 2, "--micro-batch", 1)
     assert len(read_run(run_folder(tmp_path)).train) == 2
 
 
 def test_fit_memory_sets_the_micro_batch(data, tmp_path, monkeypatch):
     monkeypatch.setattr("encnet_single_gpu.train.largest_micro_batch", lambda step, batch_size, device: 3)
-    assert "3 of 4 pictures fit" in train(data, tmp_path, 2, "--fit-memory")
+    assert "3 of 4 images fit" in train(data, tmp_path, 2, "--fit-memory")
     assert read_config(str(run_folder(tmp_path) / "config.yaml")).train.micro_batch == 3
 
 

@@ -13,7 +13,7 @@ class ShuffleNetV2(nn.Layer):
 
     Args:
         num_classes: Number of classes.
-        in_channels: Channels of the picture.
+        in_channels: Channels of the image.
 
     Shapes: (B, in_channels, H, W) -> [logits (B, num_classes, H, W)].
 
@@ -21,7 +21,7 @@ class ShuffleNetV2(nn.Layer):
         convolution N(0, 0.001), the deconvolution Xavier-uniform and without weight decay. The unit is that of
         Ma et al., "ShuffleNet V2", section 3.2, figure 3 c and d.
     Deviation: Units of stride 1 have no projecting branch; PaddleSeg built one in each and never used it. Logits are
-        brought to the picture's size where the deconvolution exceeds it by a row or column (odd sides).
+        brought to the image's size where the deconvolution exceeds it by a row or column (odd sides).
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3):
@@ -38,7 +38,7 @@ class ShuffleNetV2(nn.Layer):
         self.deconv = nn.Conv2DTranspose(64, num_classes, 2, stride=2, weight_attr=deconv_weight)
 
     def forward(self, x: paddle.Tensor) -> list[paddle.Tensor]:
-        """Logits at the picture's size."""
+        """Logits at the image's size."""
         height, width = x.shape[2:]
         x = self.stem(x)  # (B, 36, H/2, W/2)
         shortcut = self.shortcut(x)  # (B, 18, H/2, W/2)

@@ -36,7 +36,7 @@ def small_network(losses, coef, classes=19, outputs=1, config="deeplabv3p.yml"):
 
 
 def batch(size, count=2, classes=19, seed=0):
-    """Random pictures, and labels of blocks of 8x8, some of them ignored."""
+    """Random images, and labels of blocks of 8x8, some of them ignored."""
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((count, 3, *size), dtype=np.float32)
     blocks = rng.integers(0, classes, (count, -(-size[0] // 8), -(-size[1] // 8)))
@@ -45,7 +45,7 @@ def batch(size, count=2, classes=19, seed=0):
 
 
 def write_data(root, size=(64, 128)):
-    """Eight training and three validation pictures in Cityscapes' layout."""
+    """Eight training and three validation images in Cityscapes' layout."""
     return write_toy_dataset("cityscapes", root, 8, 3, size)
 
 

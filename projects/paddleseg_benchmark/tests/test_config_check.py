@@ -19,7 +19,7 @@ def built(path):
 
 READING = {
     "batch_sise: 8": "unknown key 'batch_sise': did you mean 'batch_size'",
-    "test_config: {is_slide: true}": "'test_config' has no effect here (evaluation here is of whole pictures",
+    "test_config: {is_slide: true}": "'test_config' has no effect here (evaluation here is of whole images",
     "batch_size: two": "'batch_size' must be a whole number from 1, not 'two'",
     "batch_size: 0": "'batch_size' must be a whole number from 1, not 0",
     "batch_size: true": "'batch_size' must be a whole number from 1, not True",

@@ -22,7 +22,7 @@ def toy(tmp_path):
 
 
 def write_own(root, values=(0, 1, 2), separator=",", classes=CLASSES):
-    """Four pictures with labels of blocks of `values`, a list and a config of one's own data. Returns the config."""
+    """Four images with labels of blocks of `values`, a list and a config of one's own data. Returns the config."""
     rng = np.random.default_rng(0)
     lines = []
     for i in range(4):
@@ -86,12 +86,12 @@ def test_a_folder_without_cityscapes_in_it_says_what_is_missing(tmp_path):
     assert "create_dataset_list.py" in str(caught.value) and "nonconf" not in str(caught.value)
 
 
-def test_a_picture_without_label_is_named_before_it_shifts_the_others(toy):
+def test_an_image_without_label_is_named_before_it_shifts_the_others(toy):
     gone = sorted(toy.glob("gtFine/train/*/*_labelTrainIds.png"))[2]
     gone.unlink()
-    picture = str(gone).replace("gtFine/", "leftImg8bit/").replace("gtFine_labelTrainIds", "leftImg8bit")
+    image = str(gone).replace("gtFine/", "leftImg8bit/").replace("gtFine_labelTrainIds", "leftImg8bit")
     config = data.with_data(zoo.read_config("fastscnn"), str(toy))
-    with pytest.raises(UserError, match=f"{picture} has no .*_labelTrainIds.png .train.: write these files with"):
+    with pytest.raises(UserError, match=f"{image} has no .*_labelTrainIds.png .train.: write these files with"):
         data.open_dataset(config, "train")
 
 
@@ -109,10 +109,10 @@ def test_data_to_evaluate_on_stay_where_the_config_says(tmp_path):
     assert data.with_data(config, None).val_dataset_cfg["dataset_root"] == "elsewhere"
 
 
-def test_two_loader_processes_draw_other_crops_of_the_same_picture(tmp_path):
+def test_two_loader_processes_draw_other_crops_of_the_same_image(tmp_path):
     path = write_own(tmp_path / "mine")
     lines = (tmp_path / "mine" / "list.txt").read_text().splitlines()
-    (tmp_path / "mine" / "list.txt").write_text(f"{lines[0]}\n" * 2)  # both processes get the same picture
+    (tmp_path / "mine" / "list.txt").write_text(f"{lines[0]}\n" * 2)  # both processes get the same image
     config = zoo.read_config(path)
     crop = [{"type": "RandomPaddingCrop", "crop_size": [32, 32]}, {"type": "Normalize"}]  # nothing else is random
     config.dic["train_dataset"]["transforms"] = crop
@@ -129,7 +129,7 @@ def test_two_loader_processes_draw_other_crops_of_the_same_picture(tmp_path):
 @pytest.mark.parametrize(
     ("gib", "wanted", "processes"), [(2.0, 3, 3), (1.0, 3, 3), (0.06, 3, 0), (None, 3, 0), (None, 0, 0)]
 )
-def test_without_shared_memory_pictures_are_loaded_without_processes(gib, wanted, processes, monkeypatch, capsys):
+def test_without_shared_memory_images_are_loaded_without_processes(gib, wanted, processes, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "shared_memory_gib", lambda: gib)
     assert data.loader_processes(wanted) == processes
     said = capsys.readouterr().err

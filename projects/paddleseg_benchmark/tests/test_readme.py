@@ -17,7 +17,7 @@ LIBRARIES = {
 
 
 def measured(folder):
-    """The cells with numbers of a recorded matrix in the dynamic graph, at batch 2, with random pictures."""
+    """The cells with numbers of a recorded matrix in the dynamic graph, at batch 2, with random images."""
     with open(report.RESULTS / folder / "matrix.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     wanted = {"status": "ok", "graph": "dynamic", "batch": "2", "loader": "synthetic"}

@@ -97,16 +97,16 @@ def test_the_table_has_a_line_per_number_and_a_reason_for_cells_without(rows):
     assert "at commit 0123456, OMP_NUM_THREADS 2" in text
 
 
-def test_a_report_is_a_page_and_two_pictures(tmp_path, rows):
+def test_a_report_is_a_page_and_two_images(tmp_path, rows):
     write(tmp_path, rows)
     report.write_report(tmp_path)
     assert (tmp_path / "report.md").read_text().count("\n| ") == 1 + 4 + 1 + 2
     for name in ("speedup.png", "memory.png"):
-        picture = cv2.imread(str(tmp_path / name))
-        assert picture.min() < 100 < 250 < picture.max()  # neither blank nor black
+        image = cv2.imread(str(tmp_path / name))
+        assert image.min() < 100 < 250 < image.max()  # neither blank nor black
 
 
-def test_pictures_of_the_zoo_number_the_networks(tmp_path):
+def test_images_of_the_zoo_number_the_networks(tmp_path):
     rows = [row(f"network{i}", images_per_s=str(1 + i)) for i in range(12)]
     write(tmp_path, rows)
     report.write_report(tmp_path)

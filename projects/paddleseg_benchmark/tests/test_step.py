@@ -180,7 +180,7 @@ def test_fp16_in_a_static_program_scales_and_leaves_out_infinite_gradients():
 
 
 class Pooled(nn.Layer):
-    """Image pooling, which normalises one value per picture and channel."""
+    """Image pooling, which normalises one value per image and channel."""
 
     def __init__(self):
         super().__init__()
@@ -197,7 +197,7 @@ def pooled_network():
 
 
 @pytest.mark.parametrize("graph", ["dynamic", "static"])
-def test_one_picture_under_image_pooling_is_refused(graph):
+def test_one_image_under_image_pooling_is_refused(graph):
     images, labels = batch((8, 8), count=1)
     with pytest.raises(UserError, match=r"'network.norm' would see one value per channel \(input \[1, 19, 1, 1\]\)"):
         if graph == "dynamic":
@@ -207,7 +207,7 @@ def test_one_picture_under_image_pooling_is_refused(graph):
     assert paddle.in_dynamic_mode()
 
 
-def test_two_pictures_under_image_pooling_train():
+def test_two_images_under_image_pooling_train():
     images, labels = batch((8, 8), count=2)
     assert step.DynamicStep(pooled_network()).run(images, labels).loss > 0
 

@@ -158,7 +158,7 @@ def test_static_train_counts_epochs_by_the_total_batch(toy, tmp_path):
     process = command("static_train.py", *static_words(toy, tmp_path, "--do_eval", "--use_mpio", "BATCH_SIZE", 4))
     assert process.returncode == 0, process.stderr[-2000:]
     run = read_run(run_folder(tmp_path))
-    assert [row["step"] for row in run.train] == ["1", "2"]  # 8 pictures
+    assert [row["step"] for row in run.train] == ["1", "2"]  # 8 images
     assert (run.env["graph"], run.env["total_batch_size"], run.env["scope"]) == ("static", 4, "full")
     assert [row["images"] for row in run.eval] == ["3"]
     assert all(2 < float(row["loss"]) < 5 for row in run.train)

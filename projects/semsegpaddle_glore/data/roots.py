@@ -6,7 +6,7 @@ import dataclasses
 
 from common.cli import UserError
 from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
-from semsegpaddle_glore.config import TRAIN_PICTURES, DataConfig
+from semsegpaddle_glore.config import TRAIN_IMAGES, DataConfig
 
 import paddle.distributed as dist
 
@@ -24,7 +24,7 @@ def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
     if data.dataset == "toy" and root is None:
         found = found or REPOSITORY / wanted
         if dist.get_rank() == 0:
-            draw_toy("cityscapes", found, TRAIN_PICTURES["toy"], TOY_VAL, TOY_SIZE)
+            draw_toy("cityscapes", found, TRAIN_IMAGES["toy"], TOY_VAL, TOY_SIZE)
         if dist.get_world_size() > 1:
             dist.barrier()
     if found is None:

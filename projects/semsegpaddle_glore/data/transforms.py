@@ -1,6 +1,6 @@
-"""Training transforms on NumPy pictures: scale, flip, pad, crop, blur, normalise.
+"""Training transforms on NumPy images: scale, flip, pad, crop, blur, normalise.
 
-Pictures are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
+Images are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
 choice is drawn from the generator that is passed in.
 
 Reference: process_image in src/datasets/baseseg.py of the original (order, ranges, padding).
@@ -21,7 +21,7 @@ import numpy as np
 def augment(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, flip, pad, crop and blur of one picture and its label. Returns both at `config.crop_size`."""
+    """Scale, flip, pad, crop and blur of one image and its label. Returns both at `config.crop_size`."""
     smallest, largest = int(config.base_size * config.scale_min), int(config.base_size * config.scale_max)
     short_side = int(rng.integers(smallest, largest + 1))
     image, label = resize_pair(image, label, size_for_short_side(label.shape, short_side))
@@ -43,7 +43,7 @@ def size_for_short_side(size: tuple[int, int], short_side: int) -> tuple[int, in
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes picture and label to (height, width); the label by nearest neighbour."""
+    """Resizes image and label to (height, width); the label by nearest neighbour."""
     height, width = size
     if label.shape == (height, width):
         return image, label
@@ -54,7 +54,7 @@ def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> 
 
 
 def pad_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Enlarges what is smaller than (height, width) on all sides: black in the picture, ignored in the label."""
+    """Enlarges what is smaller than (height, width) on all sides: black in the image, ignored in the label."""
     missing = [max(0, wanted - there) for wanted, there in zip(size, label.shape, strict=True)]
     if not any(missing):
         return image, label

@@ -1,4 +1,4 @@
-"""GINet's decode head: a visual graph from the picture, a semantic graph from class names, and their interaction.
+"""GINet's decode head: a visual graph from the image, a semantic graph from class names, and their interaction.
 
 Reference: Wu et al., "GINet: Graph Interaction Network for Scene Parsing", ECCV 2020 (arXiv 2009.06160): GI unit
 and semantic context loss (SC-loss). Sizes (512 channels, 256 states, 84 nodes, a hidden layer of 128) and the order
@@ -26,7 +26,7 @@ class GINetHead(nn.Layer):
     """A 3x3 convolution to 512 channels, the graph interaction unit, the classifier.
 
     Shapes: (B, in, h, w) -> {"logits": (B, C, h, w)}, and in training "presence": (B, C), logits for every class's
-    being in the picture, which the semantic context loss trains.
+    being in the image, which the semantic context loss trains.
 
     Args:
         in_channels: Channels of the feature.
@@ -71,7 +71,7 @@ class GraphInteractionUnit(nn.Layer):
     Semantic to visual: every visual node adds a mean over classes, weighted by similarity (softmax over classes) and a
     learned factor per node that starts at 0; the evolved nodes go back to the pixels. Visual to semantic: every class
     becomes a mean over visual nodes (softmax over nodes) plus itself times a learned factor that starts at 0; these are
-    the picture's own classes, which the SC-loss looks at. One similarity serves both directions.
+    the image's own classes, which the SC-loss looks at. One similarity serves both directions.
     """
 
     def __init__(self, in_channels: int, num_classes: int, word_dim: int):
@@ -89,7 +89,7 @@ class GraphInteractionUnit(nn.Layer):
         self.semantic_factor = self.create_parameter([num_classes, 1], default_initializer=zero)
 
     def forward(self, x: paddle.Tensor, word_embeddings: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """(B, in, h, w), (num_classes, dim) -> (B, in, h, w), the picture's classes (B, num_classes, 256)."""
+        """(B, in, h, w), (num_classes, dim) -> (B, in, h, w), the image's classes (B, num_classes, 256)."""
         nodes, assignment = self.projection.project(x)
         visual = self.visual_graph(nodes)  # (B, N, 256)
         semantic = self.semantic_graph(self.word_mlp(word_embeddings).unsqueeze(0))  # (1, num_classes, 256)

@@ -89,7 +89,7 @@ class GraphProjection(nn.Layer):
 class GraphConvolution(nn.Layer):
     """Reasoning between nodes (section 3.3): mixed along edges, added to themselves, ReLU, then mixed along states.
 
-    Shapes: (B, num_nodes, num_states) -> the same. The edges are learned and the same for every picture.
+    Shapes: (B, num_nodes, num_states) -> the same. The edges are learned and the same for every image.
 
     This is the authors' order, states(relu(edges(x) + x)). SemSegPaddle's dygraph port has relu(states(edges(x) - x)),
     PaddleSeg relu(states(edges(x) + x)).

@@ -149,7 +149,7 @@ def refuse_single_value_batch_norm(model: nn.Layer) -> Iterator[None]:
     """Stops the first training forward in which a batch normalisation would see one value per channel.
 
     PyTorch raises there. Paddle hands the input through unchanged, without weight and bias: a network trained with one
-    picture per process would be another one, and nothing would say so.
+    image per process would be another one, and nothing would say so.
 
     Raises:
         UserError: Naming the layer.
@@ -162,7 +162,7 @@ def refuse_single_value_batch_norm(model: nn.Layer) -> Iterator[None]:
             if layer.training and shape[0] * math.prod(shape[2:]) == 1:
                 raise UserError(
                     f"batch normalisation '{name}' would see one value per channel (input {list(shape)}): "
-                    f"use at least 2 pictures per process (train.batch_size)"
+                    f"use at least 2 images per process (train.batch_size)"
                 )
 
         return hook

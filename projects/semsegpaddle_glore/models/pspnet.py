@@ -120,7 +120,7 @@ def _neighbour_weights(size: int, bins: int) -> paddle.Tensor:
     """(3 * bins, size): how much of cell i the neighbour at -1, 0, +1 of each pixel sees; row 3 * i + 1 + offset.
 
     Bilinear with aligned corners: pixel p lies at p * (bins - 1) / (size - 1) in cells, and sees a cell at distance d
-    with 1 - d. Outside the picture is the convolution's zero padding.
+    with 1 - d. Outside the image is the convolution's zero padding.
     """
     neighbour = paddle.arange(size).unsqueeze(0) + paddle.arange(-1, 2).unsqueeze(1)  # (3, size)
     inside = paddle.logical_and(neighbour >= 0, neighbour < size)

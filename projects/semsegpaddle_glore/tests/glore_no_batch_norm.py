@@ -16,7 +16,7 @@ import paddle.distributed as dist
 
 
 class NoBatchNorm(paddle.nn.Layer):
-    """Of the shape of ours; pictures do not meet in it."""
+    """Of the shape of ours; images do not meet in it."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ def make_updater(accumulate=1):
 
 
 def updated(accumulate, steps=3):
-    """Losses and weights of updates with batches whose pictures have very different numbers of valid pixels."""
+    """Losses and weights of updates with batches whose images have very different numbers of valid pixels."""
     updater = make_updater(accumulate)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     rng = np.random.default_rng(0)

@@ -300,7 +300,7 @@ def test_gradients_agree_with_torch(name):
     ("name", "output_stride"),
     [("hrnet_w18", 4), *[(name, stride) for name in SMALLEST if name != "hrnet_w18" for stride in (8, 32)]],
 )
-def test_two_pictures_of_65_pixels_train_every_parameter(name, output_stride):
+def test_two_images_of_65_pixels_train_every_parameter(name, output_stride):
     paddle.seed(9)
     model = build_backbone(name, output_stride)
     model.train()
@@ -355,7 +355,7 @@ def test_what_a_backbone_does_not_have_is_one_line(arguments, words):
     assert "\n" not in str(caught.value)
 
 
-def test_stochastic_depth_drops_whole_pictures_and_follows_from_the_seed():
+def test_stochastic_depth_drops_whole_images_and_follows_from_the_seed():
     x = paddle.ones([2000, 2, 1, 3])
     paddle.seed(3)
     first = drop_rows(x, 0.2).numpy()

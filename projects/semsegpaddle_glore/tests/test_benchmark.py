@@ -144,7 +144,7 @@ def test_both_are_of_the_size_that_the_tables_say():
 
 
 @pytest.mark.slow
-def test_evaluating_a_large_picture_stays_under_4_gib():
+def test_evaluating_a_large_image_stays_under_4_gib():
     """And two of the eight windows show it: two more add nothing."""
     assert benchmark.MEMORY_SIZE == (1024, 2048) and MEMORY_PROTOCOL.window == (769, 769)
     with Worker(Setting("ours", 1), benchmark.serve) as worker:

@@ -2,8 +2,8 @@
 
 import itertools
 
-from common.samples.list_dataset import ListDataset
 from common.config.typed import config_to_text
+from common.samples.list_dataset import ListDataset
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.dataset import labels_of, train_stream

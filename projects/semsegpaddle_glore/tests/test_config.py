@@ -1,8 +1,8 @@
 import dataclasses
 
 from common.cli import UserError
-from common.labels import label_set
 from common.config.typed import config_from_text, config_to_text
+from common.labels import label_set
 from semsegpaddle_glore import original_keys
 from semsegpaddle_glore.config import (
     CONFIG_DIR,

@@ -6,8 +6,8 @@ from common.cli import UserError
 from common.dataset_list import make_lists
 from common.labels import label_set
 from common.samples.list_dataset import REPOSITORY
-from common.toy_dataset import write_toy_dataset
 from common.samples.stream import BatchLoader
+from common.toy_dataset import write_toy_dataset
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data import roots, transforms
 from semsegpaddle_glore.data.dataset import labels_of, open_list, train_stream
@@ -34,7 +34,7 @@ SMALL = dataclasses.replace(
 )
 
 
-def smooth_picture(seed, size=(48, 64)):
+def smooth_image(seed, size=(48, 64)):
     rng = np.random.default_rng(seed)
     return cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -44,7 +44,7 @@ def smooth_picture(seed, size=(48, 64)):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Layout name -> root of the embedded data in that layout, 4 + 2 pictures of 96x160."""
+    """Layout name -> root of the embedded data in that layout, 4 + 2 images of 96x160."""
     base = tmp_path_factory.mktemp("layouts")
     return {
         layout: write_toy_dataset(layout, base / layout, 4, 2, (96, 160))
@@ -57,7 +57,7 @@ def data_config(dataset, root):
 
 
 def check_stream(data, list_name, count):
-    """Every picture of the list comes out of a batch loader with labels that are classes; most pixels count."""
+    """Every image of the list comes out of a batch loader with labels that are classes; most pixels count."""
     dataset = open_list(data, list_name)
     assert len(dataset) == count
     loader = BatchLoader(train_stream(dataset, data, SMALL, seed=0), 2, 0, count, num_workers=2)
@@ -161,7 +161,7 @@ def test_roots(tmp_path, monkeypatch):
 
 def test_the_embedded_data_is_drawn_when_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(roots, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(roots, "TRAIN_PICTURES", {"toy": 3})
+    monkeypatch.setattr(roots, "TRAIN_IMAGES", {"toy": 3})
     monkeypatch.setattr(roots, "TOY_VAL", 2)
     data = with_root(dataclasses.replace(CONFIG.data, root="data/drawn_by_a_test"))
     assert data.root == str(tmp_path / "data" / "drawn_by_a_test")
@@ -191,8 +191,8 @@ def test_pad_is_centred_black_and_ignored():
     assert pad_pair(image, label, (3, 4))[0] is image
 
 
-def test_label_and_picture_stay_in_step():
-    # The picture's red channel carries the label: after any augmentation they must still agree, up to resampled edges
+def test_label_and_image_stay_in_step():
+    # The image's red channel carries the label: after any augmentation they must still agree, up to resampled edges
     # and padding.
     label = np.kron(np.arange(12).reshape(3, 4), np.ones((40, 40), np.int64)).astype(np.uint8)
     image = np.stack([label * 20 + 20, label * 0, label * 0], axis=2)
@@ -210,9 +210,9 @@ def test_label_and_picture_stay_in_step():
 
 
 def test_padding_is_as_large_as_the_scale_says():
-    # Pictures of 80x96 at a short side of 40: 40x48 in a crop of 65x97.
+    # Images of 80x96 at a short side of 40: 40x48 in a crop of 65x97.
     config = dataclasses.replace(SMALL, scale_max=0.5)
-    image, label = smooth_picture(0, (80, 96)), np.full((80, 96), 3, np.uint8)
+    image, label = smooth_image(0, (80, 96)), np.full((80, 96), 3, np.uint8)
     for seed in range(10):
         _, out = augment(image, label, config, np.random.default_rng(seed))
         assert (out == 3).sum() == 40 * 48
@@ -276,14 +276,14 @@ def test_crop_reaches_every_corner():
 def test_resize_keeps_label_values():
     label = np.zeros((40, 40), np.uint8)
     label[:, 20:] = 18
-    _, out = resize_pair(smooth_picture(0, (40, 40)), label, (77, 33))
+    _, out = resize_pair(smooth_image(0, (40, 40)), label, (77, 33))
     assert out.shape == (77, 33)
     assert set(np.unique(out)) == {0, 18}
 
 
 @pytest.mark.parametrize("sigma", [1e-9, 0.3, 0.7, 1.0])
 def test_blur_is_a_gaussian(sigma):
-    image = smooth_picture(3)
+    image = smooth_image(3)
     expected = image.astype(np.float64)
     if sigma > 1e-3:
         for axis in (0, 1):

@@ -32,7 +32,7 @@ def launch(log_dir, script, *words, timeout=180):
 
 @pytest.fixture(scope="module")
 def pair(data, tmp_path_factory):
-    """A run of two processes with 2 pictures each, by the original's command."""
+    """A run of two processes with 2 images each, by the original's command."""
     output = tmp_path_factory.mktemp("pair")
     words = train_words(data, output, 4, "train.eval_every=2", "TRAIN_BATCH_SIZE", 4)
     process = launch(output / "log", "train.py", "--use_mpio", *words)
@@ -56,7 +56,7 @@ def test_two_processes_train_evaluate_and_save_once(pair):
 
 
 def test_one_process_and_two_evaluate_to_the_same_counts(pair, data, tmp_path):
-    """Three pictures over two processes: no picture is counted twice, the sums are those of one process."""
+    """Three images over two processes: no image is counted twice, the sums are those of one process."""
     words = ["--weights", pair / "last.safetensors", "--data", data, "--output"]
     one = command("eval.py", *words, tmp_path / "one")
     assert one.returncode == 0, one.stderr[-2000:]

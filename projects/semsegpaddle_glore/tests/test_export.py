@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from common.cli import UserError, run_command
+from common.config.typed import config_to_text
 from common.files import sha256_of
 from common.labels import label_set
-from common.config.typed import config_to_text
 from semsegpaddle_glore import export as exporting
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
 from semsegpaddle_glore.config import read_config

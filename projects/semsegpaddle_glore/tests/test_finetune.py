@@ -27,7 +27,7 @@ def tensors(path):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """Pictures of three classes, and the checkpoint of a run of three steps on them."""
+    """Images of three classes, and the checkpoint of a run of three steps on them."""
     data = write_data(tmp_path_factory.mktemp("three"))
     run = trainer(data, tmp_path_factory.mktemp("trained"), 3)
     run.run()

@@ -27,7 +27,7 @@ def softmax(logits):
     return exponent / exponent.sum(0, keepdims=True)
 
 
-def picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     return np.random.default_rng(seed).normal(size=(3, height, width)).astype(np.float32)
 
 
@@ -58,7 +58,7 @@ def test_windows_cover_every_pixel():
 @pytest.mark.parametrize("size", [(65, 65), (90, 201), (130, 66), (40, 50), (40, 170)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_pointwise_model_is_not_changed_by_windows_and_flips(size, flip):
-    image = picture(*size)
+    image = random_image(*size)
     probs = class_probabilities(pointwise, image, size, protocol(window=(65, 70), stride_fraction=1 / 3, flip=flip))
     assert (probs.shape, probs.dtype) == ((3, *size), np.float32)
     np.testing.assert_allclose(probs, softmax(3 * image), atol=1e-6)
@@ -72,7 +72,9 @@ def test_overlapping_windows_are_averaged_by_hand():
         calls.append(tuple(images.shape))
         return two_classes(np.full(images.shape[2:], len(calls) / 10))
 
-    probs = class_probabilities(counting, picture(65, 130), (65, 130), protocol(window=(65, 65), stride_fraction=0.49))
+    probs = class_probabilities(
+        counting, random_image(65, 130), (65, 130), protocol(window=(65, 65), stride_fraction=0.49)
+    )
     assert calls == [(1, 3, 65, 65)] * 4
     row = probs[0, 30]
     expected = np.repeat([0.1, 0.15, 0.2, 0.3, 0.35, 0.4], [32, 32, 1, 32, 32, 1])
@@ -84,8 +86,8 @@ def test_overlapping_windows_are_averaged_by_hand():
 
 
 def test_windows_equal_a_plain_loop():
-    # The answer depends on the place in the window and on the picture: an independent loop must agree.
-    image, window, stride = picture(110, 150), (65, 80), (round(65 * 0.4), round(80 * 0.4))
+    # The answer depends on the place in the window and on the image: an independent loop must agree.
+    image, window, stride = random_image(110, 150), (65, 80), (round(65 * 0.4), round(80 * 0.4))
     ramp = np.linspace(-2, 2, 65 * 80, dtype=np.float32).reshape(65, 80)
 
     def by_place(images):
@@ -111,14 +113,14 @@ def test_the_mirror_image_is_turned_back():
     def left_to_right(images):
         return two_classes(share)
 
-    plain = class_probabilities(left_to_right, picture(65, 70), (65, 70), protocol())
+    plain = class_probabilities(left_to_right, random_image(65, 70), (65, 70), protocol())
     np.testing.assert_allclose(plain[0], share, atol=1e-5)
-    both = class_probabilities(left_to_right, picture(65, 70), (65, 70), protocol(flip=True))
+    both = class_probabilities(left_to_right, random_image(65, 70), (65, 70), protocol(flip=True))
     np.testing.assert_allclose(both[0], 0.5, atol=1e-5)
 
 
 def test_scales_equal_an_independent_implementation_in_torch():
-    image, size = picture(100, 130), (90, 120)
+    image, size = random_image(100, 130), (90, 120)
     probs = class_probabilities(pointwise, image, size, protocol(scales=(0.75, 1.0, 1.5)))
     expected = 0
     for scaled in ((75, 98), (100, 130), (150, 195)):  # 130 x 0.75 = 97.5 -> 98
@@ -146,20 +148,20 @@ def test_what_the_network_is_given(size, changes, expected):
         seen.append(tuple(images.shape[2:]))
         return images
 
-    probs = class_probabilities(watching, picture(*size), size, protocol(**changes))
+    probs = class_probabilities(watching, random_image(*size), size, protocol(**changes))
     assert seen == expected
     assert probs.shape == (3, *size)
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
 
 
-def test_small_pictures_are_padded_with_the_mean_colour_below_and_right():
+def test_small_images_are_padded_with_the_mean_colour_below_and_right():
     seen = []
 
     def watching(images):
         seen.append(images.numpy())
         return images
 
-    image = picture(40, 50) + 1
+    image = random_image(40, 50) + 1
     class_probabilities(watching, image, (40, 50), protocol(window=(65, 66)))
     expected = np.zeros((1, 3, 65, 66), np.float32)
     expected[0, :, :40, :50] = image
@@ -170,7 +172,7 @@ def test_half_precision_logits_are_averaged_in_single():
     def half(images):
         return (images * 3).astype("float16")
 
-    image = picture(65, 100)
+    image = random_image(65, 100)
     probs = class_probabilities(half, image, (65, 100), protocol(window=(65, 65), stride_fraction=0.1))
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, softmax((image * 3).astype(np.float16).astype(np.float32)), atol=2e-6)
@@ -184,7 +186,7 @@ def test_no_graph_is_kept():
         outputs.append(network(images))
         return outputs[-1]
 
-    image = picture(80, 70)
+    image = random_image(80, 70)
     probs = class_probabilities(watching, image, (80, 70), protocol())
     assert outputs[0].stop_gradient
     weight, bias = torch.from_numpy(network.weight.numpy()), torch.from_numpy(network.bias.numpy())
@@ -208,7 +210,7 @@ print(*peaks)
 """
 
 
-def test_memory_of_a_cityscapes_picture():
+def test_memory_of_a_cityscapes_image():
     result = subprocess.run([sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True)
     one_window, first, second = (int(word) / 1024 for word in result.stdout.split())  # MiB
     assert first - one_window < 250  # the probabilities are 152 MiB, of which one window's 43 were there before

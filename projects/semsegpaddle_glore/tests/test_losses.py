@@ -46,7 +46,7 @@ def expected_parts(outputs, label):
 
 def test_parts_and_total_are_pytorchs():
     outputs, label = random_case(0)
-    label[1] = 255  # a picture with nothing valid leaves all three
+    label[1] = 255  # an image with nothing valid leaves all three
     total, parts = SegmentationLoss(CONFIG)(tensors(outputs), paddle.to_tensor(label))
     expected = expected_parts(outputs, label)
     assert list(parts) == ["seg", "aux", "sc"]

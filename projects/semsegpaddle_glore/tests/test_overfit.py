@@ -1,9 +1,9 @@
-"""Each decode head with the small backbone learns one picture of the embedded data by heart."""
+"""Each decode head with the small backbone learns one image of the embedded data by heart."""
 
 from common.dataset_list import make_lists
 from common.labels import label_set
-from common.samples.list_dataset import ListDataset
 from common.metrics import ConfusionMatrix
+from common.samples.list_dataset import ListDataset
 from common.toy_dataset import write_toy_dataset
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
@@ -22,8 +22,8 @@ STEPS = 150
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    """128x128 pixels out of a picture of the embedded data, with eight classes of 743 pixels and more."""
+def random_image(tmp_path_factory):
+    """128x128 pixels out of an image of the embedded data, with eight classes of 743 pixels and more."""
     root = tmp_path_factory.mktemp("data") / "toy"
     write_toy_dataset("cityscapes", root, 1, 1, (256, 512))
     make_lists("cityscapes", root)
@@ -35,12 +35,12 @@ def picture(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["pspnet", "deeplabv3", "glore", "ginet"])
-def test_one_picture_is_learnt(picture, head):
+def test_one_image_is_learnt(source, head):
     config = read_config("quickstart", [f"model.name={head}", "model.backbone=resnet18", "model.output_stride=8"])
     paddle.seed(0)
     model = build_network(config, label_set("cityscapes").class_names)
     updater = Updater(model, SegmentationLoss(config.loss), build_optimizer(model, config.optimizer), seed=0)
-    image, label = normalize(picture[0], config.data.mean, config.data.std), picture[1]
+    image, label = normalize(source[0], config.data.mean, config.data.std), source[1]
     # Beside its mirror image, so that what is pooled to one value is more than one per batch normalisation.
     images = np.stack([image, image[:, :, ::-1]])
     labels = np.stack([label, label[:, ::-1]]).astype(np.int64)

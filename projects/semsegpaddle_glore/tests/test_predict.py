@@ -3,10 +3,10 @@ import sys
 from pathlib import Path
 
 from common.cli import UserError, run_command
+from common.config.typed import config_to_text
+from common.images.read import read_image, read_label
 from common.labels import label_set
 from common.metrics import ConfusionMatrix
-from common.images.read import read_image, read_label
-from common.config.typed import config_to_text
 from semsegpaddle_glore import predict as predicting
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
 from semsegpaddle_glore.config import EvalProtocol, read_config
@@ -28,7 +28,7 @@ MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 
 
 def save(path: Path, class_names: tuple[str, ...], *overrides: str) -> str:
-    """GloRe with random weights, for pictures whose long side becomes 192 pixels."""
+    """GloRe with random weights, for images whose long side becomes 192 pixels."""
     words = ["model.name=glore", "model.backbone=resnet18", "eval.long_side=192", *overrides]
     config = read_config("quickstart", [f"data.mean={list(MEAN)}", f"data.std={list(STD)}", *words])
     paddle.seed(3)
@@ -44,7 +44,7 @@ def weights(tmp_path_factory) -> str:
     return save(tmp_path_factory.mktemp("weights") / "best.safetensors", CITYSCAPES.class_names)
 
 
-def picture(seed: int, size: tuple[int, int] = (120, 150)) -> np.ndarray:
+def random_image(seed: int, size: tuple[int, int] = (120, 150)) -> np.ndarray:
     """Coloured blocks with noise, RGB."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (4, 6, 3)).astype(np.uint8)
@@ -95,19 +95,19 @@ def test_red_and_blue_reach_the_network_as_documented(weights, tmp_path):
 )
 def test_prediction_is_that_of_evaluation(tmp_path, words, protocol):
     weights = save(tmp_path / "w.safetensors", CITYSCAPES.class_names, *words)
-    image = picture(1)
+    image = random_image(1)
     probs = class_probabilities(load_network(weights), normalize(image, MEAN, STD), (120, 150), protocol)
     ids = open_predictor(weights).ids(image)
     assert ids.dtype == np.uint8 and len(np.unique(ids)) > 2
     np.testing.assert_array_equal(ids, probs.argmax(axis=0))
 
 
-def test_three_readable_results_per_picture(weights, tmp_path, monkeypatch):
+def test_three_readable_results_per_image(weights, tmp_path, monkeypatch):
     inputs, output = tmp_path / "in", tmp_path / "out"
-    images = {"a": picture(1), "sub/b": picture(2, (131, 97))}
+    images = {"a": random_image(1), "sub/b": random_image(2, (131, 97))}
     for name, image in images.items():
         put(inputs / f"{name}.png", image)
-    (inputs / "notes.txt").write_text("not a picture")
+    (inputs / "notes.txt").write_text("not an image")
 
     assert run(monkeypatch, "--weights", weights, "--input", inputs, "--output", output) == 0
     endings = ("_color.png", "_ids.png", "_overlay.jpg")
@@ -132,7 +132,7 @@ def test_cityscapes_scripts_score_our_files_as_we_do(weights, tmp_path, monkeypa
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 
     stems = ["aachen_000000_000019", "ulm_000001_000020"]
-    images = [picture(seed, (1024, 2048)) for seed in (4, 5)]
+    images = [random_image(seed, (1024, 2048)) for seed in (4, 5)]
     for stem, image in zip(stems, images, strict=True):
         put(tmp_path / "val" / stem.split("_")[0] / f"{stem}_leftImg8bit.png", image)
     words = ["--weights", weights, "--format", "cityscapes"]
@@ -162,9 +162,9 @@ def test_cityscapes_scripts_score_our_files_as_we_do(weights, tmp_path, monkeypa
     assert confusion.mean_iou() == pytest.approx(result["averageScoreClasses"], abs=1e-4)
 
 
-def test_cityscapes_format_refuses_other_pictures_and_classes(weights, tmp_path, monkeypatch, capsys):
-    good = put(tmp_path / "ulm_000001_000020_leftImg8bit.png", picture(1))
-    street = put(tmp_path / "street.png", picture(1))
+def test_cityscapes_format_refuses_other_images_and_classes(weights, tmp_path, monkeypatch, capsys):
+    good = put(tmp_path / "ulm_000001_000020_leftImg8bit.png", random_image(1))
+    street = put(tmp_path / "street.png", random_image(1))
     words = ["--format", "cityscapes", "--output", tmp_path / "out"]
     assert run(monkeypatch, "--weights", weights, *words, "--input", good) == 1
     assert "is 120x150, --format cityscapes needs 1024x2048" in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_cityscapes_format_refuses_other_pictures_and_classes(weights, tmp_path,
 
 def test_ade_format_holds_the_values_of_the_data_sets_own_labels(weights, tmp_path, monkeypatch, capsys):
     ade = label_set("ade20k")
-    given = put(tmp_path / "in" / "sub" / "ADE_test_00000001.jpg", picture(1))
+    given = put(tmp_path / "in" / "sub" / "ADE_test_00000001.jpg", random_image(1))
     words = ["--format", "ade", "--input", tmp_path / "in", "--output", tmp_path / "out"]
     assert run(monkeypatch, "--weights", weights, *words) == 1
     assert "--format ade needs weights with the 150 classes of ADE20K; these have others" in capsys.readouterr().err
@@ -193,20 +193,20 @@ def test_ade_format_holds_the_values_of_the_data_sets_own_labels(weights, tmp_pa
 
     every = np.arange(150, dtype=np.uint8).reshape(10, 15)
     job = predicting.Job(given, tmp_path / "every")
-    predicting.write_ade(job, picture(1), every, None)
+    predicting.write_ade(job, random_image(1), every, None)
     np.testing.assert_array_equal(read_label(tmp_path / "every.png").ravel(), np.arange(1, 151))
 
 
-def test_a_damaged_picture_stops_with_one_line_and_whole_results_before_it(weights, tmp_path, monkeypatch, capsys):
+def test_a_damaged_image_stops_with_one_line_and_whole_results_before_it(weights, tmp_path, monkeypatch, capsys):
     for name in "abc":
-        put(tmp_path / "in" / f"{name}.jpg", picture(1))
+        put(tmp_path / "in" / f"{name}.jpg", random_image(1))
     damaged = tmp_path / "in" / "b.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-200])
     output = tmp_path / "out"
     words = ["--weights", weights, "--input", tmp_path / "in", "--output", output]
     assert run(monkeypatch, *words) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert lines == [f"error: {damaged}: truncated: the file ends before its picture does; copy it again"]
+    assert lines == [f"error: {damaged}: truncated: the file ends before its image does; copy it again"]
     assert sorted(path.name for path in output.iterdir()) == ["a_color.png", "a_ids.png", "a_overlay.jpg"]
 
 
@@ -215,7 +215,7 @@ def test_inputs_that_cannot_be_predicted_apart(tmp_path):
         return predicting.find_jobs(inputs, output, lambda path: path.stem)
 
     folder = tmp_path / "in"
-    first, second = put(folder / "a.png", picture(1)), put(folder / "sub" / "a.png", picture(1))
+    first, second = put(folder / "a.png", random_image(1)), put(folder / "sub" / "a.png", random_image(1))
     assert [job.target for job in find(folder)] == [tmp_path / "out" / "a", tmp_path / "out" / "sub" / "a"]
     with pytest.raises(UserError, match=f"{first} and {second} would both be written"):
         find(first, second)
@@ -224,7 +224,7 @@ def test_inputs_that_cannot_be_predicted_apart(tmp_path):
     with pytest.raises(UserError, match="gone: there is no such file or folder"):
         find(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures in it"):
+    with pytest.raises(UserError, match="no images in it"):
         find(tmp_path / "empty")
 
 

@@ -33,7 +33,7 @@ def test_outputs_have_the_inputs_size(small, name):
     model.eval()
     with paddle.no_grad():
         logits = model(images)
-        alone = model(images[:1])  # one picture is enough in evaluation
+        alone = model(images[:1])  # one image is enough in evaluation
         again = model(images)
     assert logits.shape == [2, CLASSES, 65, 97]
     np.testing.assert_array_equal(logits.numpy(), again.numpy())
@@ -48,7 +48,7 @@ def test_a_step_moves_both_heads_and_the_backbone(name):
     before = {key: value.numpy().copy() for key, value in model.named_parameters()}
     loss = SegmentationLoss(LossConfig(aux_weight=0.4, sc_weight=0.2))
     images, label = paddle.randn([2, 3, 65, 65]), paddle.randint(0, CLASSES, [2, 65, 65])
-    with refuse_single_value_batch_norm(model):  # two pictures are enough, also after global pooling
+    with refuse_single_value_batch_norm(model):  # two images are enough, also after global pooling
         for _ in range(3):
             loss(model(images), label)[0].backward()
             optimizer.step()

@@ -305,7 +305,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(da
     assert numbers(folder) == numbers(reference[1])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(data, tmp_path):
     words = ("optimizer.learning_rate=1.0e+30", "optimizer.warmup_start_lr=1.0e+30", "train.checkpoint_every=1")
     with pytest.raises(UserError, match="stopped before the update") as error:
         train_here(data, tmp_path, 20, *words)
@@ -370,7 +370,7 @@ def test_weights_trained_on_other_input_are_refused(data, tmp_path):
 def test_how_the_batch_is_cut_is_said_once_at_the_start(data, tmp_path, monkeypatch, capsys):
     run(monkeypatch, main, *train_words(data, tmp_path, 3, "--accumulate", 2, "TRAIN_BATCH_SIZE", 8))
     lines = capsys.readouterr().out.splitlines()
-    start = lines.index("batch 8 = 2 micro-batches x 4 pictures, learning rate 0.003; the recipe's is batch 4")
+    start = lines.index("batch 8 = 2 micro-batches x 4 images, learning rate 0.003; the recipe's is batch 4")
     assert lines[start + 1] == "batch normalisation: the statistics of each micro-batch, not of the batch"
     assert sum(line.startswith("batch ") for line in lines) == 2
     plan = plan_run(parse_args(["--config", "quickstart", "--output", str(tmp_path)]))

@@ -1,11 +1,11 @@
-"""Training transforms on NumPy pictures: colour jitter, flip, scale, crop, normalise.
+"""Training transforms on NumPy images: colour jitter, flip, scale, crop, normalise.
 
-Pictures are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
+Images are uint8 RGB (H, W, 3), labels uint8 train ids (H, W); both always go through the same geometry. Every random
 choice is drawn from the generator that is passed in.
 
 Reference: the official code's transform.py and cityscapes.py (order, ranges).
 Deviation: OpenCV resizes (area averaging when shrinking, bilinear when enlarging) where the official code uses Pillow's
-antialiased bilinear; a picture smaller than the crop is enlarged until both sides fit (there, one side may not).
+antialiased bilinear; an image smaller than the crop is enlarged until both sides fit (there, one side may not).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 def augment(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Jitter, flip, scale and crop of one picture and its label. Returns both at `config.crop_size`."""
+    """Jitter, flip, scale and crop of one image and its label. Returns both at `config.crop_size`."""
     image = jitter_color(image, *rng.uniform(1 - config.color_jitter, 1 + config.color_jitter, 3))
     if rng.random() < config.flip_probability:
         image, label = image[:, ::-1], label[:, ::-1]
@@ -41,7 +41,7 @@ def jitter_color(image: np.ndarray, brightness: float, contrast: float, saturati
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes picture and label to (height, width); the label by nearest neighbour."""
+    """Resizes image and label to (height, width); the label by nearest neighbour."""
     height, width = size
     if label.shape == (height, width):
         return image, label

@@ -1,4 +1,4 @@
-"""Running the commands of this project as a user does, on a data set of a few small pictures."""
+"""Running the commands of this project as a user does, on a data set of a few small images."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ SMALL = (
 
 
 def write_data(root, count=6, size=(72, 80), classes=3):
-    """Pictures of coloured squares with their labels, 2/3 in train.txt and the rest in val.txt."""
+    """Images of coloured squares with their labels, 2/3 in train.txt and the rest in val.txt."""
     rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
     colors = rng.integers(0, 256, (classes, 3))

@@ -14,7 +14,7 @@ CONFIG = read_config("quickstart")
 SMALL = dataclasses.replace(CONFIG.augment, crop_size=(65, 65), scales=(0.5, 1.0, 1.5))
 
 
-def smooth_picture(seed, size=(48, 64)):
+def smooth_image(seed, size=(48, 64)):
     rng = np.random.default_rng(seed)
     return cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -23,7 +23,7 @@ def smooth_picture(seed, size=(48, 64)):
     "factors", [(0.6, 1.0, 1.0), (1.4, 1.0, 1.0), (1.0, 0.5, 1.0), (1.0, 1.4, 1.0), (1.0, 1.0, 0.5), (1.2, 0.8, 1.3)]
 )
 def test_jitter_is_pillows_brightness_contrast_color(factors):
-    image = smooth_picture(0)
+    image = smooth_image(0)
     expected = Image.fromarray(image)
     for enhance, factor in zip(
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
@@ -51,8 +51,8 @@ def test_red_and_blue_differ_as_documented():
     np.testing.assert_allclose(normalize(blue, mean, std)[:, 0, 0], [-2.1179, -2.0357, 2.64], atol=1e-3)
 
 
-def test_label_and_picture_stay_in_step():
-    # The picture's red channel carries the label: after any augmentation they must still agree, up to resampled edges.
+def test_label_and_image_stay_in_step():
+    # The image's red channel carries the label: after any augmentation they must still agree, up to resampled edges.
     label = np.kron(np.arange(12).reshape(3, 4), np.ones((40, 40), np.int64)).astype(np.uint8)
     image = np.stack([label * 20, label * 0, label * 0], axis=2)
     config = dataclasses.replace(SMALL, color_jitter=0.0)
@@ -74,7 +74,7 @@ def test_flip_mirrors_both():
 
 
 def test_crop_enlarges_what_is_too_small():
-    image, label = smooth_picture(1, (40, 50)), np.full((40, 50), 3, np.uint8)
+    image, label = smooth_image(1, (40, 50)), np.full((40, 50), 3, np.uint8)
     out, out_label = random_crop(image, label, (65, 70), np.random.default_rng(0))
     assert out.shape == (65, 70, 3)
     assert (out_label == 3).all()  # enlarged, not padded: no ignored pixel appears
@@ -97,7 +97,7 @@ def test_crop_reaches_every_corner():
 def test_resize_keeps_label_values():
     label = np.zeros((40, 40), np.uint8)
     label[:, 20:] = 18
-    _, out = resize_pair(smooth_picture(0, (40, 40)), label, (77, 33))
+    _, out = resize_pair(smooth_image(0, (40, 40)), label, (77, 33))
     assert out.shape == (77, 33)
     assert set(np.unique(out)) == {0, 18}
 

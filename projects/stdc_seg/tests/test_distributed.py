@@ -30,7 +30,7 @@ def launch(log_dir, script, *words, timeout=180):
 
 @pytest.fixture(scope="module")
 def pair(data, tmp_path_factory):
-    """A run of two processes with 2 pictures each."""
+    """A run of two processes with 2 images each."""
     output = tmp_path_factory.mktemp("pair")
     words = train_words(data, output, 6, "train.eval_every=3")
     process = launch(output / "log", "train.py", *words, "train.batch_size=4")
@@ -54,7 +54,7 @@ def scores(folder):
 
 
 def test_one_process_and_two_evaluate_to_the_same_counts(pair, data, tmp_path):
-    """Three pictures over two processes: no picture is counted twice, the sums are those of one process."""
+    """Three images over two processes: no image is counted twice, the sums are those of one process."""
     words = ["--weights", pair / "last.safetensors", "--data", data, "--output"]
     one = command("eval.py", *words, tmp_path / "one")
     assert one.returncode == 0, one.stderr[-2000:]
@@ -94,13 +94,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
 
 
 def test_two_processes_cut_their_shares_into_micro_batches(data, tmp_path):
-    """Two pictures of each process at a time, of eight; six cannot be cut so."""
+    """Two images of each process at a time, of eight; six cannot be cut so."""
     words = train_words(data, tmp_path, 3, "--accumulate", 2)
     process = launch(tmp_path / "log", "train.py", *words, "train.batch_size=8")
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     assert len(read_run(run_folder(tmp_path)).train) == 3
     said = (tmp_path / "log" / "workerlog.0").read_text()
-    assert "batch 8 = 2 processes x 2 micro-batches x 2 pictures, learning rate 0.005" in said
+    assert "batch 8 = 2 processes x 2 micro-batches x 2 images, learning rate 0.005" in said
     process = launch(tmp_path / "log6", "train.py", *words, "train.batch_size=6")
     assert process.returncode != 0
     logs = "".join(path.read_text() for path in (tmp_path / "log6").glob("workerlog.*"))

@@ -123,7 +123,7 @@ def test_detail_target_of_one_edge_by_hand():
     label = np.zeros((1, 8, 8), np.int64)
     label[:, :, 4:] = 1
     target = detail_target(paddle.to_tensor(label)).numpy()[0, 0]
-    # The Laplacian is positive on the side of the larger id, and along the picture's border, where zeros surround it.
+    # The Laplacian is positive on the side of the larger id, and along the image's border, where zeros surround it.
     assert (target[1:7, 4] == 1).all()
     assert target[1:7, :4].sum() == 0
     assert target.mean() > 0
@@ -163,7 +163,7 @@ def test_ignored_areas_make_edges_only_where_the_official_code_is_followed():
     assert float(masked[2]) == 0
 
 
-def test_pictures_without_valid_pixels_leave_the_detail_loss():
+def test_images_without_valid_pixels_leave_the_detail_loss():
     label = blocks(6)
     logits = np.random.default_rng(6).standard_normal((2, 1, 4, 6), dtype=np.float32)
     alone = DetailLoss()(paddle.to_tensor(logits[:1]), paddle.to_tensor(label[:1]))

@@ -41,7 +41,7 @@ def run(*words):
 
 
 def write_config(path, root, **changes):
-    """Our stdc2_seg50.yml, cut down: STDC1, small pictures, 4 updates."""
+    """Our stdc2_seg50.yml, cut down: STDC1, small images, 4 updates."""
     tree = yaml.safe_load((CONFIGS / "stdc2_seg50.yml").read_text())
     for name in ("train_dataset", "val_dataset"):
         tree[name]["dataset_root"] = str(root)
@@ -145,7 +145,7 @@ def test_full_size_evaluation_equals_ours(model, val_dataset, data):
 
 
 def test_half_size_evaluation_is_close_to_ours_and_not_the_same(model, val_dataset, data):
-    """paddleseg resizes pictures and logits with align_corners=False, we (as the official code) with True.
+    """paddleseg resizes images and logits with align_corners=False, we (as the official code) with True.
 
     The two are different protocols under one name: on this network of 4 updates 2 % of the pixels get another class.
     """
@@ -236,7 +236,7 @@ def test_calculate_area_counts_as_the_confusion_matrix_does():
     assert labelled.tolist() == ours.matrix.sum(1).tolist()
 
 
-def test_calculate_area_of_a_picture_without_valid_pixels_is_zero():
+def test_calculate_area_of_an_image_without_valid_pixels_is_zero():
     pred, label = paddle.zeros([1, 1, 4, 4], "int32"), paddle.full([1, 1, 4, 4], 255, "int64")
     assert [area.tolist() for area in paddleseg_compat.calculate_area(pred, label, 3)] == [[0, 0, 0]] * 3
 
@@ -427,7 +427,7 @@ def test_mistakes_are_one_line(words, message, toy, tmp_path):
 
 
 def test_labels_that_paddleseg_does_not_read_are_named_before_it_says_anything(tmp_path, capfd):
-    """It would look for pictures for ever."""
+    """It would look for images for ever."""
     for part in ("leftImg8bit/train/x/x_leftImg8bit.png", "gtFine/train/x/x_gtFine_labelIds.png"):
         (tmp_path / part).parent.mkdir(parents=True)
         (tmp_path / part).touch()

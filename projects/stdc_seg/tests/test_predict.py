@@ -3,10 +3,10 @@ import sys
 from pathlib import Path
 
 from common.cli import UserError, run_command
+from common.config.typed import config_to_text
+from common.images.read import read_image, read_label
 from common.labels import label_set
 from common.metrics import ConfusionMatrix
-from common.images.read import read_image, read_label
-from common.config.typed import config_to_text
 from stdc_seg import predict as predicting
 from stdc_seg.checkpoint import TrainState, save_checkpoint
 from stdc_seg.config import EvalProtocol, read_config
@@ -40,7 +40,7 @@ def weights(tmp_path_factory) -> str:
     return save(tmp_path_factory.mktemp("weights") / "best.safetensors", CITYSCAPES.class_names)
 
 
-def picture(seed: int, size: tuple[int, int] = (120, 150)) -> np.ndarray:
+def random_image(seed: int, size: tuple[int, int] = (120, 150)) -> np.ndarray:
     """Coloured blocks with noise, RGB."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (4, 6, 3)).astype(np.uint8)
@@ -84,7 +84,7 @@ def test_red_and_blue_reach_the_network_as_documented(weights, tmp_path):
 
 @pytest.mark.parametrize("scale, size", [(None, (60, 75)), (0.75, (90, 112)), (1.5, (180, 225))])
 def test_prediction_is_that_of_evaluation(weights, scale, size):
-    image = picture(1)
+    image = random_image(1)
     model = load_network(weights)
     normalized = paddle.to_tensor(normalize(image, MEAN, STD)).unsqueeze(0)
     with paddle.no_grad():
@@ -105,12 +105,12 @@ def test_an_input_scale_without_sense_is_refused(weights, scale):
         Predictor(Recorder(), read_checkpoint_info(weights), scale)
 
 
-def test_three_readable_results_per_picture(weights, tmp_path, monkeypatch):
+def test_three_readable_results_per_image(weights, tmp_path, monkeypatch):
     inputs, output = tmp_path / "in", tmp_path / "out"
-    images = {"a": picture(1), "sub/b": picture(2, (131, 97))}
+    images = {"a": random_image(1), "sub/b": random_image(2, (131, 97))}
     for name, image in images.items():
         put(inputs / f"{name}.png", image)
-    (inputs / "notes.txt").write_text("not a picture")
+    (inputs / "notes.txt").write_text("not an image")
 
     assert run(monkeypatch, "--weights", weights, "--runtime", "paddle", "--input", inputs, "--output", output) == 0
     endings = ("_color.png", "_ids.png", "_overlay.jpg")
@@ -135,7 +135,7 @@ def test_cityscapes_scripts_score_our_files_as_we_do(weights, tmp_path, monkeypa
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 
     stems = ["aachen_000000_000019", "ulm_000001_000020"]
-    images = [picture(seed, (1024, 2048)) for seed in (4, 5)]
+    images = [random_image(seed, (1024, 2048)) for seed in (4, 5)]
     for stem, image in zip(stems, images, strict=True):
         put(tmp_path / "val" / stem.split("_")[0] / f"{stem}_leftImg8bit.png", image)
     words = ["--weights", weights, "--runtime", "paddle", "--input-scale", "0.125", "--format", "cityscapes"]
@@ -165,9 +165,9 @@ def test_cityscapes_scripts_score_our_files_as_we_do(weights, tmp_path, monkeypa
     assert confusion.mean_iou() == pytest.approx(result["averageScoreClasses"], abs=1e-4)
 
 
-def test_cityscapes_format_refuses_other_pictures_and_classes(weights, tmp_path, monkeypatch, capsys):
-    good = put(tmp_path / "ulm_000001_000020_leftImg8bit.png", picture(1))
-    street = put(tmp_path / "street.png", picture(1))
+def test_cityscapes_format_refuses_other_images_and_classes(weights, tmp_path, monkeypatch, capsys):
+    good = put(tmp_path / "ulm_000001_000020_leftImg8bit.png", random_image(1))
+    street = put(tmp_path / "street.png", random_image(1))
     words = ["--runtime", "paddle", "--format", "cityscapes", "--output", tmp_path / "out"]
     assert run(monkeypatch, "--weights", weights, *words, "--input", good) == 1
     assert "is 120x150, --format cityscapes needs 1024x2048" in capsys.readouterr().err
@@ -179,16 +179,16 @@ def test_cityscapes_format_refuses_other_pictures_and_classes(weights, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_picture_stops_with_one_line_and_whole_results_before_it(weights, tmp_path, monkeypatch, capsys):
+def test_a_damaged_image_stops_with_one_line_and_whole_results_before_it(weights, tmp_path, monkeypatch, capsys):
     for name in "abc":
-        put(tmp_path / "in" / f"{name}.jpg", picture(1))
+        put(tmp_path / "in" / f"{name}.jpg", random_image(1))
     damaged = tmp_path / "in" / "b.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-200])
     output = tmp_path / "out"
     words = ["--weights", weights, "--runtime", "paddle", "--input", tmp_path / "in", "--output", output]
     assert run(monkeypatch, *words) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert lines == [f"error: {damaged}: truncated: the file ends before its picture does; copy it again"]
+    assert lines == [f"error: {damaged}: truncated: the file ends before its image does; copy it again"]
     assert sorted(path.name for path in output.iterdir()) == ["a_color.png", "a_ids.png", "a_overlay.jpg"]
 
 
@@ -197,7 +197,7 @@ def test_inputs_that_cannot_be_predicted_apart(tmp_path):
         return predicting.find_jobs(inputs, output, lambda path: path.stem)
 
     folder = tmp_path / "in"
-    first, second = put(folder / "a.png", picture(1)), put(folder / "sub" / "a.png", picture(1))
+    first, second = put(folder / "a.png", random_image(1)), put(folder / "sub" / "a.png", random_image(1))
     assert [job.target for job in find(folder)] == [tmp_path / "out" / "a", tmp_path / "out" / "sub" / "a"]
     with pytest.raises(UserError, match=f"{first} and {second} would both be written"):
         find(first, second)
@@ -206,7 +206,7 @@ def test_inputs_that_cannot_be_predicted_apart(tmp_path):
     with pytest.raises(UserError, match="gone: there is no such file or folder"):
         find(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures in it"):
+    with pytest.raises(UserError, match="no images in it"):
         find(tmp_path / "empty")
 
 
@@ -216,4 +216,4 @@ def test_weights_and_runtime_that_do_not_fit(weights, tmp_path):
     with pytest.raises(UserError, match="--runtime paddle needs the checkpoint"):
         open_predictor(str(tmp_path / "model.onnx"), "paddle")
     with pytest.raises(UserError, match=r"40x200 pixels x 0\.5 are less"):
-        open_predictor(weights, "paddle").ids(picture(1, (40, 200)))
+        open_predictor(weights, "paddle").ids(random_image(1, (40, 200)))

@@ -204,7 +204,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(da
     assert numbers(run_folder(tmp_path)) == numbers(reference[1])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_pictures(data, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(data, tmp_path):
     words = ("optimizer.learning_rate=1.0e+30", "optimizer.warmup_start_lr=1.0e+30")
     line = error_line(train(data, tmp_path, 20, "train.checkpoint_every=1", *words))
     assert "stopped before the update" in line
@@ -275,7 +275,7 @@ def test_micro_batches_are_said_and_seen_one_at_a_time(data, tmp_path):
     process = train(data, tmp_path / "four", 3, "--accumulate", 2, "train.batch_size=8")
     assert process.returncode == 0, process.stderr[-2000:]
     lines = process.stdout.splitlines()
-    start = lines.index("batch 8 = 2 micro-batches x 4 pictures, learning rate 0.005; the recipe's is batch 4")
+    start = lines.index("batch 8 = 2 micro-batches x 4 images, learning rate 0.005; the recipe's is batch 4")
     assert lines[start + 1] == "batch normalisation: the statistics of each micro-batch, not of the batch"
     words = ("train.batch_size=8", "--resume", "--accumulate", 4)
     assert "train.accumulate differ" in error_line(train(data, tmp_path / "four", 3, *words))

@@ -10,7 +10,7 @@ import pytest
 
 
 class NoBatchNorm(paddle.nn.Layer):
-    """Of the shape of ours; pictures do not meet in it."""
+    """Of the shape of ours; images do not meet in it."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ def loss_of(kept=1.0, detail_weight=0.0):
 
 
 def batch():
-    """Pictures with very different numbers of valid pixels; one micro-batch of four has none."""
+    """Images with very different numbers of valid pixels; one micro-batch of four has none."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, (8, 12, 16))
     label[0, :11], label[2:4], label[6, 3:] = 255, 255, 255

@@ -10,7 +10,7 @@ class StagePlan(NamedTuple):
     """What one stage (or block) does to the size.
 
     `dilation` is for the convolutions up to and including the one that strides, `dilation_after` for those behind it,
-    `output_stride` is the stage's, counted from the picture.
+    `output_stride` is the stage's, counted from the image.
     """
 
     stride: int
@@ -27,7 +27,7 @@ def plan_stages(strides: Sequence[int], output_stride: int, input_stride: int) -
 
     Args:
         strides: Stride of each stage in order.
-        output_stride: The largest stride, counted from the picture, that a stage may reach.
+        output_stride: The largest stride, counted from the image, that a stage may reach.
         input_stride: Stride of what enters the first stage.
 
     Reference: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (arXiv 1706.05587), 3.1.

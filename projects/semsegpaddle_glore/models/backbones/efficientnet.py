@@ -71,7 +71,7 @@ def scaled_channels(channels: int, width: float) -> int:
 
 
 def drop_rows(x: paddle.Tensor, rate: float) -> paddle.Tensor:
-    """Stochastic depth: each picture's share is 0 with probability `rate`, otherwise divided by 1 - `rate`.
+    """Stochastic depth: each image's share is 0 with probability `rate`, otherwise divided by 1 - `rate`.
 
     Draws from Paddle's generator. Shapes: (B, C, H, W) -> the same.
     """

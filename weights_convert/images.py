@@ -1,4 +1,4 @@
-"""The real picture of the proof."""
+"""The real image of the proof."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "camvid" / "val"
 
 
-def real_picture(path: Path | None) -> tuple[np.ndarray, str]:
-    """Returns a picture, uint8 (H, W, 3) RGB, and what it is.
+def real_image(path: Path | None) -> tuple[np.ndarray, str]:
+    """Returns an image, uint8 (H, W, 3) RGB, and what it is.
 
     The one in `path`; else a photograph of CamVid, where data/camvid is there; else one drawn by common.toy_dataset.
 
@@ -34,11 +34,9 @@ def real_picture(path: Path | None) -> tuple[np.ndarray, str]:
         ), "drawn by common.toy_dataset (no photograph in data/camvid)"
 
 
-def normalised(
-    picture: np.ndarray, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
-) -> np.ndarray:
-    """Returns the picture at `size` as a network's input: float32 (1, 3, H, W)."""
+def normalised(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns the image at `size` as a network's input: float32 (1, 3, H, W)."""
     height, width = size
-    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     values = (resized.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None])  # (H, W, 3) -> (1, 3, H, W)

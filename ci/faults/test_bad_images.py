@@ -1,4 +1,4 @@
-"""Pictures and labels that are damaged, of another kind, or make no pair: refused by name, or read as meant."""
+"""Images and labels that are damaged, of another kind, or make no pair: refused by name, or read as meant."""
 
 import io
 import shutil
@@ -7,9 +7,9 @@ import zlib
 from pathlib import Path
 
 from common.cli import UserError
+from common.images.read import MAX_PIXELS, read_image, read_label, read_size
 from common.labels import load_custom
 from common.samples.list_dataset import ListDataset
-from common.images.read import MAX_PIXELS, read_image, read_label, read_size
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from bad_input import nothing_written, refusal, require_refusal, scratch, traine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from targets import RESUMABLE, TARGETS, call, pictures, run, write_data
+from targets import RESUMABLE, TARGETS, call, images, run, write_data
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
 IDS = np.random.default_rng(1).integers(0, 3, (30, 50), dtype=np.uint8)
@@ -28,8 +28,8 @@ SLOW = pytest.mark.slow
 
 def encoded(pixels, kind, **options) -> bytes:
     stream = io.BytesIO()
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.save(stream, kind, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -66,19 +66,19 @@ def animation(kind: str) -> bytes:
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
-# name -> (bytes, what the message says); each is no picture, whatever its file is called
+# name -> (bytes, what the message says); each is no image, whatever its file is called
 NO_PICTURES = {
     "zero bytes": (b"", "the file is empty"),
-    "text": (b"not a picture at all\n" * 40, "not a picture"),
-    "a pdf called so": (b"%PDF-1.7\n" + bytes(500), "not a picture"),
-    "gif called so": (encoded(RGB, "GIF"), "not a picture"),
-    "portable map": (b"P6 50 30 255\n" + bytes(4500), "not a picture"),
-    "animated gif": (animation("GIF"), "not a picture"),
+    "text": (b"not an image at all\n" * 40, "not an image"),
+    "a pdf called so": (b"%PDF-1.7\n" + bytes(500), "not an image"),
+    "gif called so": (encoded(RGB, "GIF"), "not an image"),
+    "portable map": (b"P6 50 30 255\n" + bytes(4500), "not an image"),
+    "animated gif": (animation("GIF"), "not an image"),
     "animated png": (animation("PNG"), "an animation"),
     "animated webp": (animation("WEBP"), "an animation"),
     "no columns": (claiming("PNG", 30, 0), "claims 30x0 pixels"),
     "no rows": (claiming("BMP", 0, 50), "claims 0x50 pixels"),
-    "half a signature": (b"\x89PNG\r\n", "not a picture"),
+    "half a signature": (b"\x89PNG\r\n", "not an image"),
     "a signature alone": (b"\x89PNG\r\n\x1a\n", "truncated"),
     "jpeg signature alone": (b"\xff\xd8", "truncated"),
     "bmp signature alone": (b"BM", "truncated"),
@@ -92,7 +92,7 @@ NO_PICTURES |= {
     f"tall {kind}": (claiming(kind, 65_000, MAX_PIXELS // 65_000 + 1), "pixels (1 to") for kind in ("PNG", "JPEG")
 }
 
-# name -> (bytes, what the message says); each is no label of three classes for a picture of 30x50
+# name -> (bytes, what the message says); each is no label of three classes for an image of 30x50
 NO_LABELS = {
     **{
         f"value {value}": (encoded(np.full((30, 50), value, np.uint8), "PNG"), f"{value}; it has") for value in (3, 254)
@@ -115,9 +115,9 @@ NO_LABELS = {
 
 
 @pytest.mark.parametrize("kind", list(NO_PICTURES))
-def test_what_is_no_picture_is_refused_by_every_reader(kind, tmp_path, tried):
+def test_what_is_no_image_is_refused_by_every_reader(kind, tmp_path, tried):
     data, message = NO_PICTURES[kind]
-    tried("a picture that is none", "readers", 3)
+    tried("an image that is none", "readers", 3)
     for suffix in ("png", "jpg", "tif"):  # what it is called makes no difference
         path = tmp_path / f"photo.{suffix}"
         path.write_bytes(data)
@@ -166,11 +166,11 @@ def test_truncated_files_of_every_kind(tmp_path, tried):
             np.testing.assert_array_equal(found, pixels[kind])
 
     cut()
-    tried("a picture cut somewhere", "readers", len(seen))
+    tried("an image cut somewhere", "readers", len(seen))
 
 
 def test_damaged_bytes_of_every_kind(tmp_path, tried):
-    """Whatever bytes are changed, a picture comes or a refusal, never another error."""
+    """Whatever bytes are changed, an image comes or a refusal, never another error."""
     whole = {kind: encoded(RGB, kind) for kind in FORMATS} | {"PALETTE": encoded(Image.fromarray(IDS, "P"), "PNG")}
     path, seen = tmp_path / "damaged.png", []
 
@@ -189,10 +189,10 @@ def test_damaged_bytes_of_every_kind(tmp_path, tried):
                 require_refusal(error, path)
 
     damage()
-    tried("a picture with changed bytes", "readers", len(seen))
+    tried("an image with changed bytes", "readers", len(seen))
 
 
-def test_odd_pictures_are_read_rightly(tmp_path, tried):
+def test_odd_images_are_read_rightly(tmp_path, tried):
     """16 bits, palette, grey, alpha, CMYK, EXIF and other names are no mistakes: the values are asserted."""
     exif = Image.Exif()
     exif[0x0112] = 6  # a viewer turns it by 90 degrees; labels are drawn on the pixels as stored
@@ -221,7 +221,7 @@ def test_odd_pictures_are_read_rightly(tmp_path, tried):
     (tmp_path / "cmyk.jpg").write_bytes(encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=100))
     for name in ("turned.jpg", "cmyk.jpg"):
         assert np.abs(read_image(tmp_path / name).astype(int) - RGB).mean() < 4, name
-    tried("an odd picture, read rightly", "readers", len(cases) + 2)
+    tried("an odd image, read rightly", "readers", len(cases) + 2)
 
 
 def test_odd_labels_are_read_rightly(tmp_path, tried):
@@ -250,11 +250,11 @@ def test_odd_labels_are_read_rightly(tmp_path, tried):
 
 
 def spoiled(name: str, split: str, what: str, data: bytes) -> tuple[Path, Path]:
-    """A data set in which every picture or label of a list is `data`; returns its root and the first such file."""
+    """A data set in which every image or label of a list is `data`; returns its root and the first such file."""
     root = scratch() / "spoiled" / name / split
     shutil.rmtree(root, ignore_errors=True)
     write_data(root)
-    files = pictures(root, split)
+    files = images(root, split)
     if what == "label":
         files = [root / line.split(",")[1] for line in (root / f"{split}.txt").read_text().split()]
     for file in files:
@@ -262,12 +262,12 @@ def spoiled(name: str, split: str, what: str, data: bytes) -> tuple[Path, Path]:
     return root, files
 
 
-PICTURE = encoded(np.zeros((72, 80, 3), np.uint8), "PNG")
+IMAGE = encoded(np.zeros((72, 80, 3), np.uint8), "PNG")
 LABEL = np.zeros((72, 80), np.uint8)
 SPOILED = {
-    "cut": ("picture", PICTURE[: len(PICTURE) // 2], "truncated"),
-    "no picture": ("picture", b"nothing of the kind", "not a picture"),
-    "bomb": ("picture", claiming("PNG", 30_000, 30_000), "30000x30000 pixels"),
+    "cut": ("image", IMAGE[: len(IMAGE) // 2], "truncated"),
+    "no image": ("image", b"nothing of the kind", "not an image"),
+    "bomb": ("image", claiming("PNG", 30_000, 30_000), "30000x30000 pixels"),
     "empty": ("label", b"", "the file is empty"),
     "no class": ("label", encoded(LABEL + 77, "PNG"), ""),
     "small": ("label", encoded(LABEL[:50], "PNG"), ""),
@@ -323,22 +323,22 @@ def test_labels_without_a_pixel_that_counts_in_the_zoo(split, tmp_path, tried):
 
 
 @pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)
-def test_predicting_bad_pictures_names_them_and_keeps_what_was_there(target, tmp_path, tried):
+def test_predicting_bad_images_names_them_and_keeps_what_was_there(target, tmp_path, tried):
     kinds = ("zero bytes", "text", "animated png", "30000x30000 PNG")
-    tried("a bad picture to predict", target.name, len(kinds))
+    tried("a bad image to predict", target.name, len(kinds))
     output = tmp_path / "out"
     for number, kind in enumerate(kinds):
-        picture = tmp_path / f"{number}.png"
-        picture.write_bytes(NO_PICTURES[kind][0])
+        image = tmp_path / f"{number}.png"
+        image.write_bytes(NO_PICTURES[kind][0])
         with nothing_written(output):
-            refusal(call(target.predict(trained(target).best, picture, output)), picture, NO_PICTURES[kind][1])
+            refusal(call(target.predict(trained(target).best, image, output)), image, NO_PICTURES[kind][1])
 
 
 @pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)
-def test_a_picture_of_one_pixel(target, tmp_path, tried):
+def test_an_image_of_one_pixel(target, tmp_path, tried):
     """Trained on it is padded or enlarged; where a network cannot see it whole, it is refused by name."""
-    tried("a picture of 1x1", target.name, 2)
-    root, files = spoiled(f"{target.name}_1x1", "val", "picture", encoded(RGB[:1, :1], "PNG"))
+    tried("an image of 1x1", target.name, 2)
+    root, files = spoiled(f"{target.name}_1x1", "val", "image", encoded(RGB[:1, :1], "PNG"))
     spoil_labels(root, encoded(LABEL[:1, :1], "PNG"))
     for number, command in enumerate(
         (
@@ -361,8 +361,8 @@ def spoil_labels(root: Path, data: bytes) -> None:
 @SLOW
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_in_a_process_of_its_own_the_line_is_the_last(target, tmp_path, tried):
-    tried("a bad picture, in a process of its own", target.name)
-    root, files = spoiled(target.name, "train", "picture", PICTURE[: len(PICTURE) // 2])
+    tried("a bad image, in a process of its own", target.name)
+    root, files = spoiled(target.name, "train", "image", IMAGE[: len(IMAGE) // 2])
     outcome = run(target.train(root, tmp_path, 2), timeout=230)
     line = refusal(outcome, "truncated")
     assert any(str(file) in line for file in files)
@@ -371,7 +371,7 @@ def test_in_a_process_of_its_own_the_line_is_the_last(target, tmp_path, tried):
 
 def test_the_bound_on_pixels_is_stated():
     assert str(MAX_PIXELS) in str(pytest.raises(UserError, read_size_of, claiming("PNG", 30_000, 30_000)).value)
-    assert cv2.imdecode(np.frombuffer(PICTURE, np.uint8), cv2.IMREAD_COLOR).size < MAX_PIXELS
+    assert cv2.imdecode(np.frombuffer(IMAGE, np.uint8), cv2.IMREAD_COLOR).size < MAX_PIXELS
 
 
 def read_size_of(data: bytes):

@@ -1,11 +1,11 @@
-"""Pictures are read whole or refused; palette PNGs give indices."""
+"""Images are read whole or refused; palette PNGs give indices."""
 
 import io
 import pickle
 import struct
 import zlib
 
-from common.images.read import PictureError, read_image, read_label, read_size
+from common.images.read import ImageError, read_image, read_label, read_size
 
 import cv2
 import numpy as np
@@ -28,7 +28,7 @@ def test_jpeg_sizes_and_truncation(tmp_path, options):
     assert read_image(path).shape == (30, 50, 3)
     for keep in (0.99, 0.9, 0.5, 0.2, 0.01):
         path.write_bytes(whole[: int(len(whole) * keep)])
-        with pytest.raises(PictureError, match="truncated"):
+        with pytest.raises(ImageError, match="truncated"):
             read_image(path)
     path.write_bytes(whole + b"what some cameras append")
     assert read_image(path).shape == (30, 50, 3)
@@ -42,26 +42,26 @@ def test_pngs_and_truncation(tmp_path):
     np.testing.assert_array_equal(read_image(path), RGB)
     for end in (20, len(whole) // 2, len(whole) - 12, len(whole) - 4):
         path.write_bytes(whole[:end])
-        with pytest.raises(PictureError, match=r"a\.png: (truncated|damaged)"):
+        with pytest.raises(ImageError, match=r"a\.png: (truncated|damaged)"):
             read_image(path)
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
-    with pytest.raises(PictureError, match="damaged"):
+    with pytest.raises(ImageError, match="damaged"):
         read_image(path)
 
 
 def test_other_files(tmp_path):
     for name, data, message in (
         ("empty.png", b"", "empty"),
-        ("text.png", b"not a picture", "not a picture"),
+        ("text.png", b"not an image", "not an image"),
         ("short.jpg", b"\xff\xd8\xff", "truncated"),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(PictureError, match=message):
+        with pytest.raises(ImageError, match=message):
             read_image(tmp_path / name)
-        with pytest.raises(PictureError, match=message):
+        with pytest.raises(ImageError, match=message):
             read_size(tmp_path / name)
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         read_label(tmp_path / "nothing.png")
     bmp = tmp_path / "a.bmp"
     Image.fromarray(RGB).save(bmp)
@@ -73,7 +73,7 @@ def test_a_header_that_claims_too_much_is_refused_before_decoding(tmp_path):
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     for read in (read_image, read_label, read_size):
-        with pytest.raises(PictureError, match="claims 100000x100000 pixels"):
+        with pytest.raises(ImageError, match="claims 100000x100000 pixels"):
             read(path)
 
 
@@ -99,14 +99,14 @@ def test_palette_and_grey_files_give_the_same_ids(tmp_path, bits):
     ids = np.random.default_rng(bits).integers(0, 2**bits, (20, 37), dtype=np.uint8)
     if bits == 8:
         ids[0, :2] = 0, 255
-    picture = Image.fromarray(ids, mode="P")
-    picture.putpalette(list(range(255, -1, -1)) * 3)
-    picture.save(tmp_path / "p.png", bits=bits, transparency=0)
+    image = Image.fromarray(ids, mode="P")
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    image.save(tmp_path / "p.png", bits=bits, transparency=0)
     cv2.imwrite(str(tmp_path / "grey.png"), ids)
     np.testing.assert_array_equal(read_label(tmp_path / "p.png"), ids)
     np.testing.assert_array_equal(read_label(tmp_path / "grey.png"), ids)
     (tmp_path / "p.png").write_bytes((tmp_path / "p.png").read_bytes()[:-20])
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         read_label(tmp_path / "p.png")
 
 
@@ -118,7 +118,7 @@ def test_wide_and_coloured_labels_are_handed_over_as_they_are(tmp_path):
 
 
 def test_the_error_travels_between_processes():
-    error = pickle.loads(pickle.dumps(PictureError("a.png", "damaged")))
+    error = pickle.loads(pickle.dumps(ImageError("a.png", "damaged")))
     assert (str(error), error.reason) == ("a.png: damaged", "damaged")
 
 
@@ -130,10 +130,10 @@ def test_channels_besides_rgb_are_refused(tmp_path, channels):
     data = stream.getvalue()
     count = data.index(struct.pack("<HHI", 277, 3, 1)) + 8
     (tmp_path / "infrared.tif").write_bytes(data[:count] + bytes([channels]) + data[count + 1 :])
-    with pytest.raises(PictureError, match=rf"infrared\.tif: {channels} channels in a TIFF; networks here see RGB"):
+    with pytest.raises(ImageError, match=rf"infrared\.tif: {channels} channels in a TIFF; networks here see RGB"):
         read_image(tmp_path / "infrared.tif")
 
 
-def test_a_cmyk_tiff_is_a_picture(tmp_path):
+def test_a_cmyk_tiff_is_an_image(tmp_path):
     Image.fromarray(np.full((4, 5, 4), (0, 0, 0, 55), np.uint8), "CMYK").save(tmp_path / "print.tif")
     assert (read_image(tmp_path / "print.tif") == 200).all()
