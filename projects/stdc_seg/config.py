@@ -92,6 +92,7 @@ class OptimizerConfig:
     warmup_iters: int
     warmup_start_lr: float
     power: float
+    train_backbone_norm: bool = True  # false: the backbone's BN weights and biases stay as they were loaded
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", "positive")

@@ -13,12 +13,17 @@ def build_optimizer(model: STDCSeg, config: OptimizerConfig) -> paddle.optimizer
     """SGD with momentum, its weight decay added to the gradient as PyTorch's SGD does; or AdamW.
 
     Heads (FFM and all prediction heads) learn at `head_lr_factor` times the rate; normalisation weights and biases
-    decay only if `decay_norm_and_bias`. The rate itself is set before every update.
+    decay only if `decay_norm_and_bias`. Without `train_backbone_norm` the backbone's normalisation weights and biases
+    get no gradient and keep their values, as in the official code, which collects the parameters of InPlaceABN layers
+    and so misses the backbone's plain BatchNorm2d (models/model_stages.py). The rate itself is set before every update.
     """
     in_heads = {id(p) for layer in model.head_layers() for p in layer.parameters()}
     in_norms = {
         id(p) for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D) for p in (layer.weight, layer.bias)
     }
+    if not config.train_backbone_norm:
+        for parameter in model.backbone.parameters():
+            parameter.stop_gradient = parameter.stop_gradient or id(parameter) in in_norms
     groups: dict[tuple[bool, bool], list] = {}
     for parameter in model.parameters():
         if not parameter.stop_gradient:  # Paddle lists running statistics among the parameters

@@ -43,13 +43,16 @@ def size_for_short_side(size: tuple[int, int], short_side: int) -> tuple[int, in
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes image and label to (height, width); the label by nearest neighbour."""
+    """Resizes image and label to (height, width); the label by the nearest pixel centre.
+
+    Both are centred: `cv2.INTER_NEAREST` would sample the label up to half an input pixel beside the image.
+    """
     height, width = size
     if label.shape == (height, width):
         return image, label
     interpolation = cv2.INTER_AREA if height < label.shape[0] else cv2.INTER_LINEAR
     image = cv2.resize(image, (width, height), interpolation=interpolation)
-    label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+    label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return image, label
 
 

@@ -41,14 +41,17 @@ def jitter_color(image: np.ndarray, brightness: float, contrast: float, saturati
 
 
 def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes image and label to (height, width); the label by nearest neighbour."""
+    """Resizes image and label to (height, width); the label by the nearest pixel centre.
+
+    Both are centred: `cv2.INTER_NEAREST` would sample the label up to half an input pixel beside the image.
+    """
     height, width = size
     if label.shape == (height, width):
         return image, label
     shrinks = height < label.shape[0]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
-    label = cv2.resize(np.ascontiguousarray(label), (width, height), interpolation=cv2.INTER_NEAREST)
+    label = cv2.resize(np.ascontiguousarray(label), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return image, label
 
 
