@@ -98,18 +98,20 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD as the original, or AdamW; exponential warm-up, then poly."""
+    """SGD as the original, or AdamW; warm-up, then poly."""
 
     name: Literal["sgd", "adamw"]
     learning_rate: float
     momentum: float  # of sgd; adamw has betas 0.9 and 0.999
     weight_decay: float  # sgd adds it to the gradient; adamw takes it off the weight (decoupled)
     decay_norm_and_bias: bool
-    decay_classifier: bool  # false as the original: the weight of the last 1x1 convolution of each head
+    decay_classifier: bool  # the weight of the last 1x1 convolution of each head; true as the original
     head_lr_factor: float  # the rate of everything that is not the backbone over the backbone's
     warmup_iters: int  # 0 = none
     warmup_start_lr: float
     power: float
+    decay_head_norm: bool = True  # false as the original: its heads' BN weights and biases do not decay
+    warmup: Literal["exponential", "linear"] = "exponential"  # linear as the original: from 0, without warmup_start_lr
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", "positive")
@@ -118,7 +120,7 @@ class OptimizerConfig:
         _require(self.head_lr_factor > 0, "head_lr_factor", "positive")
         _require(self.power > 0, "power", "positive")
         _require(self.warmup_iters >= 0, "warmup_iters", "0 or more")
-        in_range = self.warmup_iters == 0 or 0 < self.warmup_start_lr <= self.learning_rate
+        in_range = self.warmup_iters == 0 or self.warmup == "linear" or 0 < self.warmup_start_lr <= self.learning_rate
         _require(in_range, "warmup_start_lr", "in (0, learning_rate]")
 
 

@@ -69,7 +69,9 @@ def test_the_original_recipe_of_pspnet_on_cityscapes():
     augment, optimizer = config.augment, config.optimizer
     assert (augment.base_size, augment.scale_min, augment.scale_max, augment.crop_size) == (1024, 0.5, 2.0, (769, 769))
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.power) == (0.01, 4e-5, 0.9)
-    assert (optimizer.warmup_iters, optimizer.head_lr_factor, optimizer.decay_classifier) == (0, 1.0, False)
+    assert (optimizer.warmup_iters, optimizer.warmup, optimizer.head_lr_factor) == (0, "linear", 1.0)
+    # src/models/libs/model_libs.py there: `conv` loses the exemption of the classifiers, `bn` exempts the heads' norms.
+    assert (optimizer.decay_norm_and_bias, optimizer.decay_classifier, optimizer.decay_head_norm) == (True, True, False)
     assert (config.train.iters, config.train.batch_size, config.loss.aux_weight) == (80 * 2975 // 8, 8, 0.4)
     assert (config.eval.long_side, config.eval.window) == (2048, (769, 769))
 
@@ -177,7 +179,10 @@ def test_the_options_among_the_originals_keys():
         (["train.epochs=0"], "train.epochs must be a whole number"),
         (["train.epochs=2", "data.train_list=trainval.txt"], "trainval.txt of 'cityscapes' has is not known"),
         (["train.iters=5", "optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.001"], "warmup_iters must be less"),
-        (["optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.1"], r"warmup_start_lr must be in \(0, learning"),
+        (
+            ["optimizer.warmup=exponential", "optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.1"],
+            r"warmup_start_lr must be in \(0, learning",
+        ),
         (["train.amp=O3"], "'train.amp' is 'O3'"),
         (["MEAN", "[123.675, 116.28, 103.53]"], "scaled to 0..1: divide values of 0..255 by 255"),
         (["data.std=[58.4, 57.1, 57.4]"], "scaled to 0..1: divide values of 0..255 by 255"),

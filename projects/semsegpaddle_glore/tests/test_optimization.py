@@ -28,35 +28,53 @@ def test_rate_of_the_original_is_poly():
 
 
 def test_rate_with_warmup_rises_by_equal_factors():
-    config = dataclasses.replace(ORIGINAL, warmup_iters=100, warmup_start_lr=1e-4)
+    config = dataclasses.replace(ORIGINAL, warmup="exponential", warmup_iters=100, warmup_start_lr=1e-4)
     assert learning_rate(0, 300, config) == pytest.approx(1e-4)
     assert learning_rate(50, 300, config) == pytest.approx(1e-3)
     assert learning_rate(100, 300, config) == pytest.approx(1e-2)
     assert learning_rate(150, 300, config) == pytest.approx(1e-2 * 0.75**0.9)
 
 
-def expected_decay(name, parameter, decay_norms, decay_classifier):
+def test_linear_warmup_is_the_originals():
+    config = dataclasses.replace(ORIGINAL, warmup="linear", warmup_iters=4)
+    rates = [learning_rate(step, 12, config) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])  # counted from 1, as autoincreased_step_counter
+    assert rates[4:6] == pytest.approx([0.01, 0.01 * (1 - 1 / 8) ** 0.9])
+
+
+def expected_decay(name, ndims, decay_norms, decay_classifier, decay_head_norm):
     if name.endswith("classifier.weight"):
         return 0.1 if decay_classifier else 0.0
-    is_norm_or_bias = name.endswith(".bias") or (parameter.ndim == 1 and name.endswith(".weight"))
-    return 0.1 if decay_norms or not is_norm_or_bias else 0.0
+    is_norm = ndims.get(f"{name.rpartition('.')[0]}.weight") == 1
+    if is_norm and not name.startswith("backbone.") and not decay_head_norm:
+        return 0.0
+    return 0.1 if decay_norms or not (is_norm or name.endswith(".bias")) else 0.0
 
 
-@pytest.mark.parametrize("decay_norms, decay_classifier", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    "decay_norms, decay_classifier, decay_head_norm", [(True, False, True), (False, True, True), (True, True, False)]
+)
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_three_updates_equal_pytorchs(name, decay_norms, decay_classifier):
+def test_three_updates_equal_pytorchs(name, decay_norms, decay_classifier, decay_head_norm):
     config = dataclasses.replace(
         ORIGINAL, name=name, weight_decay=0.1, head_lr_factor=10.0, warmup_iters=100, warmup_start_lr=1e-3
     )
-    config = dataclasses.replace(config, decay_norm_and_bias=decay_norms, decay_classifier=decay_classifier)
+    config = dataclasses.replace(
+        config,
+        decay_norm_and_bias=decay_norms,
+        decay_classifier=decay_classifier,
+        decay_head_norm=decay_head_norm,
+        warmup="exponential",
+    )
     paddle.seed(0)
     model = build_model("ginet", "resnet18", 3)
+    ndims = {key: parameter.ndim for key, parameter in model.named_parameters()}
     twins, groups = {}, []
     for key, parameter in model.named_parameters():
         if not parameter.stop_gradient:
             twins[key] = torch.nn.Parameter(torch.from_numpy(parameter.numpy()))
             factor = 1.0 if key.startswith("backbone.") else 10.0
-            decay = expected_decay(key, parameter, decay_norms, decay_classifier)
+            decay = expected_decay(key, ndims, decay_norms, decay_classifier, decay_head_norm)
             groups.append({"params": [twins[key]], "factor": factor, "weight_decay": decay})
     sgd = name == "sgd"
     theirs = torch.optim.SGD(groups, lr=1.0, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=1.0)
