@@ -1,6 +1,6 @@
 """Image/label lists of a data set: find, write, read, check, and what the labels hold.
 
-This is the door; the rooms are `lists.layouts` (where each data set keeps its files), `lists.list_file` (the line format),
+This is the door; the rooms are `lists.layouts` (where each data set keeps its files), `lists.list_file` (the lines),
 `lists.convert` (label PNGs that have to be made first), `lists.check` and `lists.scan`.
 """
 

@@ -208,43 +208,55 @@ class Config:
             raise UserError("optimizer.warmup_iters must be less than train.iters")
 
 
-def read_config(name: str, overrides: list[str] | None = None) -> Config:
+def read_config(name: str, overrides: list[str] | None = None, root: str | None = None) -> Config:
     """Reads an experiment by path, or by the bare name of a file in `configs/`.
 
     Args:
-        name: "configs/quickstart.yaml", "quickstart.yaml" or "quickstart".
-        overrides: The words that change keys, see `parse_overrides`. `train.epochs` sets `train.iters` by the number
-            of training images of a data set whose number is known.
+        name: "configs/quickstart.yaml", "quickstart.yaml" or "quickstart"; or a YAML file of the original project.
+        overrides: The arguments that change keys, see `parse_overrides`. `train.epochs` sets `train.iters` by the
+            length of the training list, or by a data set whose number of images is known where there is no list yet.
+        root: Where the data lie, if not at the config's `data.root`.
 
     Raises:
         UserError: No such file, or a mistake in it or in the overrides.
     """
+    path = _config_path(name)
+    words = list(overrides or [])
+    original = original_keys.read_pairs(path)
+    if original is not None:
+        path = _config_path(original_keys.BASE_OF_FILES)
+        in_file = [word for key, value in original.items() if key not in original_keys.OPTIONS for word in (key, value)]
+        words = [*in_file, *words]
+    words = parse_overrides(words)
+    epochs = [word.partition("=")[2] for word in words if word.startswith("train.epochs=")]
+    words = [word for word in words if not word.startswith("train.epochs=")]
+    config = load_config(Config, path, words)
+    if epochs:
+        config = load_config(Config, path, [*words, f"train.iters={_iters_of(epochs[-1], config, root)}"])
+    return config
+
+
+def _config_path(name: str) -> Path:
     path = Path(name)
     if not path.is_file() and path.parent in (Path("."), Path("configs")):
         known = sorted(p.stem for p in CONFIG_DIR.glob("*.yaml"))
         if path.name.removesuffix(".yaml") not in known:
             raise UserError(f"no config file '{name}' and none of that name in configs/: {did_you_mean(name, known)}")
         path = CONFIG_DIR / f"{path.name.removesuffix('.yaml')}.yaml"
-    words = parse_overrides(overrides or [])
-    epochs = [word.partition("=")[2] for word in words if word.startswith("train.epochs=")]
-    words = [word for word in words if not word.startswith("train.epochs=")]
-    config = load_config(Config, path, words)
-    if epochs:
-        config = load_config(Config, path, [*words, f"train.iters={_iters_of(epochs[-1], config)}"])
-    return config
+    return path
 
 
 def parse_overrides(words: list[str]) -> list[str]:
-    """Turns the words at the end of a command into overrides "section.key=value" for `read_config`.
+    """Turns the arguments at the end of a command into overrides "section.key=value" for `read_config`.
 
-    Both spellings may be mixed: one word `section.key=value`, or two words `SECTION.KEY value`. Case does not matter in
-    a key. Keys of the original project are translated (`original_keys.py`).
+    Both spellings may be mixed: one argument `section.key=value`, or two arguments `SECTION.KEY value`. Case does not
+    matter in a key. Keys of the original project are translated (`original_keys.py`).
 
     Raises:
         UserError: A key without value; an unknown key, with the nearest; a key of the original that has no counterpart.
     """
     ours = [*_config_keys(), "train.epochs"]
-    overrides = []
+    overrides, together = [], {}
     rest = list(words)
     while rest:
         key, equals, value = rest.pop(0).partition("=")
@@ -252,17 +264,28 @@ def parse_overrides(words: list[str]) -> list[str]:
             if not rest:
                 raise UserError(f"command line '{key}': no value: write {key} VALUE or {key}=VALUE")
             value = rest.pop(0)
-        if key.lower() in ours:
+        if key in original_keys.TOGETHER:  # before ours: MODEL.BACKBONE is a key of both
+            together[key] = value
+        elif key.lower() in ours:
             overrides.append(f"{key.lower()}={value}")
+        elif key.upper() in original_keys.TOGETHER:
+            together[key.upper()] = value
         elif key.upper() in original_keys.known_keys():
-            overrides.append(original_keys.translate(key.upper(), value))
+            overrides += original_keys.translate(key.upper(), value)
         else:
             raise UserError(f"command line '{key}': unknown key: {_nearest_keys(key, ours)}")
-    return overrides
+    return [*original_keys.translate_together(together), *overrides]
+
+
+def options_of_file(name: str | None) -> dict[str, str]:
+    """What a YAML file of the original says of the command's options, see `take_options`; nothing for other files."""
+    pairs = original_keys.read_pairs(_config_path(name)) if name else None
+    known = original_keys.OPTIONS
+    return {known[key]: value for key, value in (pairs or {}).items() if key in known and value}
 
 
 def take_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes the original's keys that are options here (TEST.TEST_MODEL, TRAIN.MODEL_SAVE_DIR ...) out of the words.
+    """Takes the original's keys that are options here (TEST.TEST_MODEL, TRAIN.MODEL_SAVE_DIR ...) from the arguments.
 
     Returns:
         Option name ("weights", "output", "resume") -> value, and the other words in their order.
@@ -332,17 +355,24 @@ def _nearest_keys(key: str, ours: list[str]) -> str:
     return f"{nearest}keys are written section.key=value with the sections {', '.join(sections)}"
 
 
-def _iters_of(epochs: str, config: Config) -> int:
+def _iters_of(epochs: str, config: Config, root: str | None) -> int:
     """The iterations of so many passes over the training set."""
     if not epochs.isdigit() or int(epochs) < 1:
         raise UserError(f"train.epochs must be a whole number of 1 or more, not '{epochs}'")
     data = config.data
-    if data.dataset not in TRAIN_IMAGES or Path(data.train_list).stem != "train":
+    places = [base / (root or data.root) / data.train_list for base in (Path(), REPOSITORY)]
+    train_list = next((place for place in places if place.is_file()), None)
+    if train_list is not None:
+        text = train_list.read_text(encoding="utf-8", errors="replace")
+        images = sum(1 for line in text.splitlines() if line.strip())  # as the original counts
+    elif data.dataset in TRAIN_IMAGES and Path(data.train_list).stem == "train":
+        images = TRAIN_IMAGES[data.dataset]
+    else:
         raise UserError(
-            f"epochs: how many images {data.train_list} of '{data.dataset}' has is not known here: give "
-            "train.iters=N, which is epochs x images / batch_size"
+            f"epochs: {data.train_list} is not under {root or data.root}, so its length is not known: make the list, "
+            f"or give train.iters=N, which is epochs x images / batch_size"
         )
-    return math.ceil(int(epochs) * TRAIN_IMAGES[data.dataset] / config.train.batch_size)
+    return math.ceil(int(epochs) * images / config.train.batch_size)
 
 
 def _require(condition: bool, key: str, rule: str) -> None:

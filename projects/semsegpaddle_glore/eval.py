@@ -34,6 +34,7 @@ from semsegpaddle_glore.config import (
     DataConfig,
     EvalProtocol,
     multi_scales,
+    options_of_file,
     parse_overrides,
     read_config,
     take_options,
@@ -101,7 +102,10 @@ def main() -> None:
     """The command."""
     args = _parse_args()
     options, words = take_options(args.overrides)
-    weights, output = args.weights or options.get("weights"), args.output or options.get("output")
+    if args.flip:
+        words = [*words, "eval.flip=true"]
+    weights = args.weights or options.get("weights") or options_of_file(args.config).get("weights")
+    output = args.output or options.get("output")
     if weights is None:
         raise UserError("no weights to evaluate: give --weights FILE (or TEST.TEST_MODEL FILE)")
     if args.use_gpu:
@@ -182,6 +186,7 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("protocol").add_argument
     scales_help = "average over scales from 0.5 in steps of 0.25, to 2.25 on Cityscapes and 1.75 elsewhere"
     add("--multi_scales", action="store_true", help=scales_help)
+    add("--flip", action="store_true", help="average with the mirrored image, the same as eval.flip=true")
     add = parser.add_argument_group("flags of the original project").add_argument
     add("--use_gpu", action="store_true", help="insist on a GPU")
     add("--use_mpio", action="store_true", help="decode the next image beside the network's work")

@@ -1,13 +1,18 @@
 """The key names of the original project (SemSegPaddle) and what they are here.
 
 Its commands end in pairs, `SOLVER.LR 0.005 TEST.CROP_SIZE 520`; each becomes one of this project's overrides,
-`optimizer.learning_rate=0.005`, or an option of the command, or an error that says what to write instead.
+`optimizer.learning_rate=0.005`, or an option of the command, or an error that says what to write instead. Its YAML
+files hold the same keys, nested.
 
 Reference: CV/SemSegPaddle/src/utils/config.py of the PaddlePaddle/Research repository, and the names that its dygraph
 port (CV/SemSegPaddleDG) adds.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
 
 from common.cli import UserError
 from common.config.strict_yaml import load_yaml
@@ -37,8 +42,6 @@ RENAMED = {
     "DATAAUG.RAND_SCALE_MAX": "augment.scale_max",
     "DATAAUG.EXTRA": "augment.blur_probability",
     "MODEL.MODEL_NAME": "model.name",
-    "MODEL.BACKBONE": "model.backbone",
-    "MODEL.BACKBONE_LAYERS": "model.backbone",
     "MODEL.BACKBONE_OUTPUT_STRIDE": "model.output_stride",
     "MODEL.BACKBONE_MULTI_GRID": "model.multi_grid",
     "MODEL.MULTI_LOSS_WEIGHT": "loss.aux_weight",
@@ -49,7 +52,6 @@ RENAMED = {
     "SOLVER.MOMENTUM": "optimizer.momentum",
     "SOLVER.POWER": "optimizer.power",
     "SOLVER.WEIGHT_DECAY": "optimizer.weight_decay",
-    "SOLVER.LR_WARMUP_STEPS": "optimizer.warmup_iters",
     "SOLVER.NUM_EPOCHS": "train.epochs",
     "TEST.BASE_SIZE": "eval.long_side",
     "TEST.CROP_SIZE": "eval.window",
@@ -57,27 +59,48 @@ RENAMED = {
 }
 """Keys with another name here; `translate` also turns their values."""
 
+TOGETHER = (
+    *("MODEL.BACKBONE", "MODEL.BACKBONE_LAYERS", "SOLVER.LR_WARMUP", "SOLVER.LR_WARMUP_STEPS"),
+    *("TRAIN_BATCH_SIZE_PER_GPU", "NUM_TRAINERS"),
+)
+"""Keys that mean something only together, in any order; `translate_together` turns them."""
+
 INSTEAD = {
-    "TRAIN_BATCH_SIZE_PER_GPU": "the batch size is the total of all processes: train.batch_size=N",
-    "NUM_TRAINERS": "the launcher starts the processes: python -m paddle.distributed.launch --nproc_per_node N",
-    "EVAL_BATCH_SIZE": "images are evaluated one by one",
-    "DATASET.NUM_CLASSES": "the classes follow from data.dataset",
-    "DATASET.IGNORE_INDEX": "ignored pixels are 255 in every data set",
-    "DATASET.SEPARATOR": "the separator of a list is found out by itself",
-    "DATASET.TEST_FILE_LIST": "eval.py --split NAME names another list",
-    "TRAIN.SYNC_BATCH_NORM": "it is synchronised with more than one GPU, else plain",
-    "TRAIN.SNAPSHOT_EPOCH": "checkpoints are counted in iterations: train.checkpoint_every=N",
-    "SOLVER.LR_POLICY": "the learning rate is poly: optimizer.power=0.9",
-    "SOLVER.LR_WARMUP": "optimizer.warmup_iters=N warms up, 0 does not",
-    "SOLVER.LOSS": "the loss is softmax cross entropy",
-    "TEST.SLIDE_WINDOW": "eval.window=[769,769] slides, eval.window=null takes the whole image",
-    "TEST.MULTI_SCALE": "eval.py --multi_scales, or eval.scales=[0.5,1.0]",
-    "MODEL.FP16": "train.amp=O1",
-    "MODEL.PSPNET.AUXHEAD": "loss.aux_weight=0.4, or 0 for none",
-    "MODEL.GLORE.AUXHEAD": "loss.aux_weight=0.4, or 0 for none",
-    "MODEL.DEEPLABV3.AUXHEAD": "loss.aux_weight=0.4, or 0 for none",
+    "EVAL_BATCH_SIZE": (None, "images are evaluated one by one"),
+    "DATASET.NUM_CLASSES": (None, "the classes follow from data.dataset"),
+    "DATASET.IGNORE_INDEX": (("255", "-1"), "ignored pixels are 255 in every data set"),
+    "DATASET.SEPARATOR": (None, "the separator of a list is found by itself"),
+    "DATASET.TEST_FILE_LIST": (None, "eval.py --split NAME names another list"),
+    "DATASET.IMAGE_TYPE": (("rgb",), "images are RGB"),
+    "DATASET.DATA_DIM": (("3",), "images have three channels"),
+    "DATALOADER.BUF_SIZE": (None, "batches are prepared ahead: train.num_workers=N"),
+    "TRAIN.SYNC_BATCH_NORM": (("true",), "it is synchronised with more than one GPU, else plain"),
+    "TRAIN.SNAPSHOT_EPOCH": (None, "checkpoints are counted in iterations: train.checkpoint_every=N"),
+    "SOLVER.LR_POLICY": (("poly",), "the learning rate is poly: optimizer.power=0.9"),
+    "SOLVER.LOSS": (("softmax_loss", "['softmax_loss']"), "the loss is softmax cross entropy"),
+    "SOLVER.MOMENTUM2": (None, "AdamW has betas 0.9 and 0.999: optimizer.name=adamw"),
+    "TEST.SLIDE_WINDOW": (("true",), "eval.window=[769,769] slides, eval.window=null takes the whole image"),
+    "TEST.MULTI_SCALE": (("false",), "eval.py --multi_scales, or eval.scales=[0.5,1.0]"),
+    "MODEL.FP16": (("false",), "train.amp=O1"),
+    "MODEL.DEFAULT_NORM_TYPE": (("bn",), "the networks have batch normalisation"),
+    "MODEL.BN_MOMENTUM": (("0.9",), "the running statistics keep 0.9 of themselves"),
+    "MODEL.PSPNET.DEPTH_MULTIPLIER": (("1", "1.0"), "the backbones have their published widths"),
+    "MODEL.GLORE.DEPTH_MULTIPLIER": (("1", "1.0"), "the backbones have their published widths"),
+    "MODEL.DEEPLABV3.DEPTH_MULTIPLIER": (("1", "1.0"), "the backbones have their published widths"),
+    "MODEL.DEEPLABV3.ASPP_WITH_SEP_CONV": (None, "the ASPP has plain convolutions, as the original's code builds it"),
+    "MODEL.PSPNET.AUXHEAD": (("true",), "loss.aux_weight=0.4, or 0 for none"),
+    "MODEL.GLORE.AUXHEAD": (("true",), "loss.aux_weight=0.4, or 0 for none"),
+    "MODEL.DEEPLABV3.AUXHEAD": (("true",), "loss.aux_weight=0.4, or 0 for none"),
 }
-"""Keys without counterpart: what to write, or why there is nothing to write."""
+"""Keys without counterpart: the values that change nothing here (None: every value), and what to write otherwise."""
+
+BASE_OF_FILES = "pspnet_res101_cityscapes"
+"""The experiment that a YAML file of the original changes; its defaults come first (`_DEFAULTS`)."""
+
+# src/utils/config.py of the original, where it differs from the experiment above; the files set the rest.
+_DEFAULTS = {"DATAAUG.RAND_SCALE_MIN": "0.75", "SOLVER.LR": "0.001", "SOLVER.NUM_EPOCHS": "30"}
+_DEFAULTS |= {"MODEL.BACKBONE_MULTI_GRID": "False", "MODEL.BACKBONE": "resnet", "MODEL.BACKBONE_LAYERS": "101"}
+_BACKBONES = {"hrnet": "hrnet_w48", "xception_65": "xception65"}
 
 _DATASETS = {"cityscapes": "cityscapes", "pascalcontext": "pascal_context", "pascal_context": "pascal_context"}
 _DATASETS |= {"ade": "ade20k", "adechallengedata2016": "ade20k"}
@@ -85,11 +108,73 @@ _DATASETS |= {"ade": "ade20k", "adechallengedata2016": "ade20k"}
 
 def known_keys() -> list[str]:
     """All key names of the original that are understood, some of them with an error that says what to write."""
-    return [*RENAMED, *OPTIONS, *INSTEAD]
+    return [*RENAMED, *OPTIONS, *TOGETHER, *INSTEAD]
 
 
-def translate(key: str, value: str) -> str:
-    """Turns a key of the original, in capitals, and its value into "section.key=value".
+def read_pairs(path: Path) -> dict[str, str] | None:
+    """The keys and values of a YAML file of the original, defaults first; None where the file is not one of those.
+
+    Raises:
+        UserError: A key that the original does not have, or a damaged file.
+    """
+    try:
+        tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not isinstance(tree, dict) or not tree or not all(str(key).isupper() for key in tree):
+        return None
+    pairs = dict(_DEFAULTS)
+    for key, value in _flat(tree):
+        if key not in known_keys():
+            raise UserError(
+                f"{path}: '{key}' is not a key of SemSegPaddle: take it out, or write it as a key of configs/"
+            )
+        pairs[key] = value
+    folder = pairs.get("TRAIN.PRETRAINED_MODEL_DIR")
+    if folder and not Path(folder).exists():
+        print(f"{path}: no {folder}: the backbone starts from random weights, as in the original", file=sys.stderr)
+        del pairs["TRAIN.PRETRAINED_MODEL_DIR"]
+    return pairs
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    pairs = []
+    for key, value in tree.items():
+        name = f"{above}{key}".upper()
+        pairs += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, str(value))]
+    return pairs
+
+
+def translate_together(pairs: dict[str, str]) -> list[str]:
+    """Turns those of the keys `TOGETHER` that are given into overrides.
+
+    Reference: model_builder.py of the original for the backbone, src/utils/solver.py for the warm-up: its steps count
+        only with SOLVER.LR_WARMUP True, and are 2000 unless given.
+    """
+    overrides = []
+    backbone, layers = pairs.get("MODEL.BACKBONE"), pairs.get("MODEL.BACKBONE_LAYERS")
+    if backbone in (None, "resnet") and (backbone or layers):
+        overrides.append(f"model.backbone=resnet{layers or 101}")
+    elif backbone:
+        overrides.append(f"model.backbone={_BACKBONES.get(backbone, backbone)}")
+    warmup, steps = pairs.get("SOLVER.LR_WARMUP"), pairs.get("SOLVER.LR_WARMUP_STEPS")
+    if warmup is not None and _yes("SOLVER.LR_WARMUP", warmup):
+        overrides += ["optimizer.warmup=linear", f"optimizer.warmup_iters={steps or 2000}"]
+    elif warmup is not None:
+        overrides.append("optimizer.warmup_iters=0")
+    elif steps is not None:
+        message = "SOLVER.LR_WARMUP_STEPS has no effect without SOLVER.LR_WARMUP True, as in the original"
+        print(message, file=sys.stderr)
+    per_gpu, trainers = pairs.get("TRAIN_BATCH_SIZE_PER_GPU"), pairs.get("NUM_TRAINERS", "1")
+    if per_gpu is not None:
+        if not (per_gpu.isdigit() and trainers.isdigit()):
+            raise UserError(f"TRAIN_BATCH_SIZE_PER_GPU {per_gpu} and NUM_TRAINERS {trainers} must be whole numbers")
+        overrides.append(f"train.batch_size={int(per_gpu) * int(trainers)}")
+    return overrides
+
+
+def translate(key: str, value: str) -> list[str]:
+    """Turns a key of the original, in capitals, and its value into "section.key=value"; nothing for idle values.
 
     Raises:
         UserError: The key is an option of a command here, has no counterpart, or has another kind of value.
@@ -97,16 +182,17 @@ def translate(key: str, value: str) -> str:
     if key in OPTIONS:
         raise UserError(f"{key} is an option of train.py and eval.py, not of the config: --{OPTIONS[key]} {value}")
     if key in INSTEAD:
-        raise UserError(f"{key} is not a key here: {INSTEAD[key]}")
-    return f"{RENAMED[key]}={_value(key, value)}"
+        idle, instead = INSTEAD[key]
+        if idle is None or value.lower() in idle:
+            return []
+        raise UserError(f"{key} {value} is not known here: {instead}")
+    return [f"{RENAMED[key]}={_value(key, value)}"]
 
 
 def _value(key: str, value: str) -> str:
     """The value as this project writes it."""
     if key == "DATASET.DATASET_NAME":
         return _DATASETS.get(value.lower(), value)
-    if key == "MODEL.BACKBONE_LAYERS":
-        return f"resnet{value}"
     if key in ("DATAAUG.CROP_SIZE", "TEST.CROP_SIZE") and value.isdigit():
         return f"[{value}, {value}]"
     if key == "DATAAUG.EXTRA":

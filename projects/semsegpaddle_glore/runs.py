@@ -93,13 +93,13 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
             overrides.append(f"train.{key}={getattr(args, key)}")
     if args.finetune is not None:
         overrides.append(f"model.finetune={args.finetune}")
-    config = read_config(name, overrides)
+    config = read_config(name, overrides, args.data)
     if args.use_mpio and config.train.num_workers == 0:
         overrides.append(f"train.num_workers={LOADER_THREADS}")
     if args.iters is not None:
         warmup = config.optimizer.warmup_iters * args.iters // config.train.iters
         overrides += [f"train.iters={args.iters}", f"optimizer.warmup_iters={warmup}"]
-    return read_config(name, overrides)
+    return read_config(name, overrides, args.data)
 
 
 def _recipe_batch(name: str) -> int | None:

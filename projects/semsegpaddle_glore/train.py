@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.cli import CommandParser, UserError, run_command
+from common.cli import CommandParser, UserError, positive, run_command
 from common.config.typed import config_to_text
 from common.files import atomic_write
 from common.progress import Progress
@@ -35,7 +35,7 @@ from semsegpaddle_glore.checkpoint import (
     load_optimizer,
     save_checkpoint,
 )
-from semsegpaddle_glore.config import take_options
+from semsegpaddle_glore.config import options_of_file, take_options
 from semsegpaddle_glore.data.dataset import open_list, train_stream
 from semsegpaddle_glore.data.roots import with_root
 from semsegpaddle_glore.devices import join_processes, on_gpu, require_gpu
@@ -284,10 +284,18 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     add = parser.add_argument_group("flags of the original project").add_argument
     add("--use_gpu", action="store_true", help="insist on a GPU")
     add("--use_mpio", action="store_true", help="prepare batches in threads where the config has none")
+    add("--log_steps", type=positive, metavar="N", help="the same as train.log_every=N")
+    add("--do_eval", action="store_true", help="no effect: every run is evaluated, see train.eval_every")
+    add("--debug", action="store_true", help="no effect: the run folder has every detail")
+    add("--use_vdl", action="store_true", help="no effect: train.csv, eval.csv and curve.png are always written")
+    add("--vdl_log_dir", metavar="DIR", help="no effect, as --use_vdl")
     args = parser.parse_intermixed_args(_resume_what(words))
     options, args.overrides = take_options(args.overrides)
     if "weights" in options:
         raise UserError("TEST.TEST_MODEL is eval.py's: model.backbone_weights=FILE starts from ImageNet weights")
+    options = options_of_file(args.config) | options
+    if args.log_steps is not None:
+        args.overrides = [f"train.log_every={args.log_steps}", *args.overrides]
     args.output, args.resume = Path(options.get("output", args.output)), options.get("resume", args.resume)
     return args
 

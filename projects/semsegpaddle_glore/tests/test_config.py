@@ -9,6 +9,7 @@ from semsegpaddle_glore.config import (
     Config,
     EvalProtocol,
     multi_scales,
+    options_of_file,
     parse_overrides,
     read_config,
     take_options,
@@ -114,8 +115,6 @@ EXAMPLES = {
     "DATAAUG.RAND_SCALE_MAX": ("1.5", "augment.scale_max", 1.5),
     "DATAAUG.EXTRA": ("False", "augment.blur_probability", 0.0),
     "MODEL.MODEL_NAME": ("glore", "model.name", "glore"),
-    "MODEL.BACKBONE": ("hrnet_w18", "model.backbone", "hrnet_w18"),
-    "MODEL.BACKBONE_LAYERS": ("50", "model.backbone", "resnet50"),
     "MODEL.BACKBONE_OUTPUT_STRIDE": ("16", "model.output_stride", 16),
     "MODEL.BACKBONE_MULTI_GRID": ("False", "model.multi_grid", None),
     "MODEL.MULTI_LOSS_WEIGHT": ("[1.0, 0.2]", "loss.aux_weight", 0.2),
@@ -126,7 +125,6 @@ EXAMPLES = {
     "SOLVER.MOMENTUM": ("0.8", "optimizer.momentum", 0.8),
     "SOLVER.POWER": ("1.0", "optimizer.power", 1.0),
     "SOLVER.WEIGHT_DECAY": ("0.0001", "optimizer.weight_decay", 1e-4),
-    "SOLVER.LR_WARMUP_STEPS": ("2000", "optimizer.warmup_iters", 2000),
     "SOLVER.NUM_EPOCHS": ("40", "train.iters", 14875),  # 40 x 2975 / 8
     "TEST.BASE_SIZE": ("1024", "eval.long_side", 1024),
     "TEST.CROP_SIZE": ("713", "eval.window", (713, 713)),
@@ -145,8 +143,12 @@ def test_every_key_of_the_original_reaches_its_place(key):
 
 @pytest.mark.parametrize("key", original_keys.INSTEAD)
 def test_keys_without_counterpart_say_what_to_write(key):
-    with pytest.raises(UserError, match=f"^{key} is not a key here: "):
-        parse_overrides([key.lower(), "1"])
+    idle, _ = original_keys.INSTEAD[key]
+    for value in idle or ("17",):
+        assert parse_overrides([key.lower(), value]) == []
+    if idle is not None:
+        with pytest.raises(UserError, match=f"^{key} 17 is not known here: "):
+            parse_overrides([key.lower(), "17"])
 
 
 def test_the_options_among_the_originals_keys():
@@ -177,7 +179,10 @@ def test_the_options_among_the_originals_keys():
         (["eval.stride_fraction=0"], r"stride_fraction must be in \(0, 1\]"),
         (["model.name=ginet"], "word_embeddings is missing: ginet needs"),
         (["train.epochs=0"], "train.epochs must be a whole number"),
-        (["train.epochs=2", "data.train_list=trainval.txt"], "trainval.txt of 'cityscapes' has is not known"),
+        (["train.epochs=2", "data.train_list=trainval.txt"], "trainval.txt is not under .*its length is not known"),
+            ["train.epochs=2", "data.train_list=trainval.txt"],
+            "trainval.txt is not under data/cityscapes, so its length is not known",
+        ),
         (["train.iters=5", "optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.001"], "warmup_iters must be less"),
         (
             ["optimizer.warmup=exponential", "optimizer.warmup_iters=5", "optimizer.warmup_start_lr=0.1"],
@@ -237,3 +242,86 @@ def test_word_vectors_are_found_here_or_beside_the_configs(tmp_path, monkeypatch
     assert word_vectors_file(dataclasses.replace(model, word_embeddings=beside)) == CONFIG_DIR / beside
     with pytest.raises(UserError, match="no word vectors nowhere.txt"):
         word_vectors_file(dataclasses.replace(model, word_embeddings="nowhere.txt"))
+
+
+@pytest.mark.parametrize(
+    ("words", "backbone"),
+    [
+        (["MODEL.BACKBONE_LAYERS", "50", "MODEL.BACKBONE", "resnet"], "resnet50"),
+        (["MODEL.BACKBONE", "resnet", "MODEL.BACKBONE_LAYERS", "50"], "resnet50"),
+        (["MODEL.BACKBONE_LAYERS", "18"], "resnet18"),
+        (["MODEL.BACKBONE", "hrnet"], "hrnet_w48"),
+        (["MODEL.BACKBONE", "xception_65"], "xception65"),
+        (["MODEL.BACKBONE", "hrnet_w18"], "hrnet_w18"),
+    ],
+)
+def test_the_originals_backbone_keys_in_any_order(words, backbone):
+    assert read_config("pspnet_res101_cityscapes", words).model.backbone == backbone
+
+
+def test_warmup_steps_count_only_with_warmup_as_in_the_original(capsys):
+    def warmup(*words):
+        optimizer = read_config("pspnet_res101_cityscapes", list(words)).optimizer
+        return optimizer.warmup, optimizer.warmup_iters
+
+    assert warmup("SOLVER.LR_WARMUP_STEPS", "500") == ("linear", 0)
+    assert "no effect without SOLVER.LR_WARMUP True" in capsys.readouterr().err
+    assert warmup("SOLVER.LR_WARMUP_STEPS", "500", "SOLVER.LR_WARMUP", "True") == ("linear", 500)
+    assert warmup("SOLVER.LR_WARMUP", "True") == ("linear", 2000)
+    assert warmup("SOLVER.LR_WARMUP", "False", "SOLVER.LR_WARMUP_STEPS", "500") == ("linear", 0)
+
+
+def test_epochs_are_those_of_the_list(tmp_path):
+    (tmp_path / "train.txt").write_text("".join(f"{i}.png {i}.png\n" for i in range(12)) + "\n")
+    words = ["SOLVER.NUM_EPOCHS", "1", "TRAIN_BATCH_SIZE", "2"]
+    assert read_config("pspnet_res101_cityscapes", [*words, f"data.root={tmp_path}"]).train.iters == 6
+    assert read_config("pspnet_res101_cityscapes", words, root=str(tmp_path)).train.iters == 6
+
+
+ORIGINAL_FILE = """\
+DATAAUG: {BASE_SIZE: 1024, CROP_SIZE: 769, EXTRA: True, RAND_SCALE_MAX: 1.5}
+TRAIN_BATCH_SIZE_PER_GPU: 2
+NUM_TRAINERS: 4
+EVAL_BATCH_SIZE: 1
+DATASET:
+    DATASET_NAME: "cityscapes"
+    DATA_DIR: "./data/elsewhere/"
+    IMAGE_TYPE: "rgb"
+    NUM_CLASSES: 19
+    TRAIN_FILE_LIST: "./data/elsewhere/cityscapes_list/train.lst"
+    IGNORE_INDEX: 255
+    DATA_DIM: 3
+MODEL:
+    MODEL_NAME: "deeplabv3"
+    DEFAULT_NORM_TYPE: "bn"
+    MULTI_LOSS_WEIGHT: [1.0, 0.4]
+    BACKBONE_LAYERS: 50
+    BACKBONE: "resnet"
+    BACKBONE_MULTI_GRID: True
+    DEEPLABv3: {DEPTH_MULTIPLIER: 1, ASPP_WITH_SEP_CONV: True, AuxHead: True}
+TRAIN: {MODEL_SAVE_DIR: "snapshots/mine/", PRETRAINED_MODEL_DIR: "./nowhere/resnet50_v2/", SNAPSHOT_EPOCH: 1}
+TEST: {TEST_MODEL: "snapshots/mine/last", BASE_SIZE: 2048, CROP_SIZE: 769, SLIDE_WINDOW: True}
+SOLVER: {LR: 0.02, LR_POLICY: "poly", OPTIMIZER: "sgd", NUM_EPOCHS: 80, LOSS: "['softmax_loss']"}
+"""
+
+
+def test_a_yaml_file_of_the_original_is_read(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(ORIGINAL_FILE)
+    config = read_config(str(path), ["SOLVER.POWER", "1.0"])
+    model, augment, optimizer = config.model, config.augment, config.optimizer
+    assert (model.name, model.backbone, model.multi_grid) == ("deeplabv3", "resnet50", (1, 2, 4))
+    assert (augment.scale_min, augment.scale_max, augment.crop_size) == (0.75, 1.5, (769, 769))  # 0.75 is the default
+    assert (optimizer.learning_rate, optimizer.power, optimizer.weight_decay) == (0.02, 1.0, 4e-5)
+    assert (config.train.batch_size, config.train.iters) == (8, 80 * 2975 // 8)
+    assert (config.data.root, config.eval.window) == ("./data/elsewhere/", (769, 769))
+    assert model.backbone_weights is None
+    assert "no ./nowhere/resnet50_v2/: the backbone starts from random weights" in capsys.readouterr().err
+    assert options_of_file(str(path)) == {"output": "snapshots/mine/", "weights": "snapshots/mine/last"}
+    assert options_of_file("quickstart") == options_of_file(None) == {}
+    path.write_text(ORIGINAL_FILE.replace("LR_POLICY", "LR_POLICE"))
+    with pytest.raises(UserError, match=r"mine.yaml: 'SOLVER.LR_POLICE' is not a key of SemSegPaddle"):
+        read_config(str(path))
+    path.write_text(ORIGINAL_FILE.replace('"poly"', '"cosine"'))
+    with pytest.raises(UserError, match="SOLVER.LR_POLICY cosine is not known here: the learning rate is poly"):
+        read_config(str(path))

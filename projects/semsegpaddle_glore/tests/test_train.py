@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import json
 import shutil
 import signal
@@ -461,3 +462,28 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
     folder = run_folder(tmp_path)
     assert not list(folder.glob(".*.tmp"))
     assert read_state(folder / "last.safetensors").step == 6
+
+
+def test_the_originals_flags_and_yaml_file_train_and_evaluate(data, tmp_path, monkeypatch, capsys):
+    """A small file in the original's format, with the flags that its users type."""
+    original = tmp_path / "small.yaml"
+    original.write_text(
+        "DATAAUG: {BASE_SIZE: 72, CROP_SIZE: 65, EXTRA: False, RAND_SCALE_MIN: 1.0, RAND_SCALE_MAX: 1.0}\n"
+        "TRAIN_BATCH_SIZE_PER_GPU: 2\nNUM_TRAINERS: 1\nEVAL_BATCH_SIZE: 1\n"
+        f"DATASET: {{DATASET_NAME: custom, DATA_DIR: {data}, TRAIN_FILE_LIST: train.txt, VAL_FILE_LIST: val.txt}}\n"
+        "MODEL: {MODEL_NAME: pspnet, BACKBONE: resnet, BACKBONE_LAYERS: 18, BACKBONE_OUTPUT_STRIDE: 16}\n"
+        f"TRAIN: {{MODEL_SAVE_DIR: {tmp_path}/snapshots, SNAPSHOT_EPOCH: 1}}\n"
+        "TEST: {BASE_SIZE: 80, CROP_SIZE: 65, SLIDE_WINDOW: True}\n"
+        "SOLVER: {LR: 0.01, LR_POLICY: poly, OPTIMIZER: sgd, NUM_EPOCHS: 1}\n"
+    )
+    flags = ("--log_steps", 1, "--do_eval", "--debug", "--use_vdl", "--vdl_log_dir", tmp_path / "vdl")
+    run(monkeypatch, main, "--cfg", original, *flags)
+    folder = run_folder(tmp_path / "snapshots")
+    assert [row["step"] for row in read_run(folder).train] == ["1", "2"]  # one epoch of 4 images, 2 at once
+    capsys.readouterr()
+    weights = folder / "last.safetensors"
+    words = ("--cfg", original, "--weights", weights, "--flip", "--output", tmp_path / "scores")
+    run(monkeypatch, eval_main, *words)
+    with open(tmp_path / "scores" / "eval.csv") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["protocol"] == "long side 80, ss, flip, windows 65x65 stride 0.333"
