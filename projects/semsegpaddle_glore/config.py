@@ -36,11 +36,14 @@ class ModelConfig:
     output_stride: int | None  # 8, 16 or 32: dilation in place of stride; null = the default of build_model
     multi_grid: tuple[int, int, int] | None  # dilation factors of the last ResNet stage's blocks; null = none
     word_embeddings: str | None  # of ginet: a file of word vectors in GloVe's text format, see word_vectors_file()
+    first_block_dilated: bool = False  # true as the original: of a stage that has dilation in place of stride
+    head_norm_momentum: float = 0.9  # 0.99 as the original: what the heads' running statistics keep of themselves
     finetune: str | None = None  # a checkpoint of train.py, of these or other classes, to start from; null = not
 
     def __post_init__(self) -> None:
         _require(self.output_stride in (None, 4, 8, 16, 32), "output_stride", "8, 16, 32, 4 (HRNet) or null")
         _require(self.multi_grid is None or min(self.multi_grid) >= 1, "multi_grid", "three factors of 1 or more")
+        _require(0 <= self.head_norm_momentum < 1, "head_norm_momentum", "in [0, 1)")
         if self.name == "ginet" and self.word_embeddings is None:
             raise UserError("word_embeddings is missing: ginet needs word vectors, a file such as glove.6B.300d.txt")
         if self.finetune is not None and self.backbone_weights is not None:

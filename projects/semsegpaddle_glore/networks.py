@@ -35,6 +35,8 @@ def build_network(
         multi_grid=config.model.multi_grid,
         word_embeddings=_word_vectors(config, class_names, checkpoint),
         aux=config.loss.aux_weight > 0,
+        first_block_dilated=config.model.first_block_dilated,
+        head_norm_momentum=config.model.head_norm_momentum,
     )
 
 

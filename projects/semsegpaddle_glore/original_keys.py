@@ -44,6 +44,7 @@ RENAMED = {
     "MODEL.MODEL_NAME": "model.name",
     "MODEL.BACKBONE_OUTPUT_STRIDE": "model.output_stride",
     "MODEL.BACKBONE_MULTI_GRID": "model.multi_grid",
+    "MODEL.BN_MOMENTUM": "model.head_norm_momentum",
     "MODEL.MULTI_LOSS_WEIGHT": "loss.aux_weight",
     "TRAIN.PRETRAINED_MODEL_DIR": "model.backbone_weights",
     "TRAIN.PRETRAINED_MODEL_FILE": "model.backbone_weights",
@@ -83,7 +84,6 @@ INSTEAD = {
     "TEST.MULTI_SCALE": (("false",), "eval.py --multi_scales, or eval.scales=[0.5,1.0]"),
     "MODEL.FP16": (("false",), "train.amp=O1"),
     "MODEL.DEFAULT_NORM_TYPE": (("bn",), "the networks have batch normalisation"),
-    "MODEL.BN_MOMENTUM": (("0.9",), "the running statistics keep 0.9 of themselves"),
     "MODEL.PSPNET.DEPTH_MULTIPLIER": (("1", "1.0"), "the backbones have their published widths"),
     "MODEL.GLORE.DEPTH_MULTIPLIER": (("1", "1.0"), "the backbones have their published widths"),
     "MODEL.DEEPLABV3.DEPTH_MULTIPLIER": (("1", "1.0"), "the backbones have their published widths"),
@@ -156,7 +156,8 @@ def translate_together(pairs: dict[str, str]) -> list[str]:
     if backbone in (None, "resnet") and (backbone or layers):
         overrides.append(f"model.backbone=resnet{layers or 101}")
     elif backbone:
-        overrides.append(f"model.backbone={_BACKBONES.get(backbone, backbone)}")
+        overrides += [f"model.backbone={_BACKBONES.get(backbone, backbone)}", "model.first_block_dilated=false"]
+        overrides += ["model.output_stride=null"] if backbone == "hrnet" else []
     warmup, steps = pairs.get("SOLVER.LR_WARMUP"), pairs.get("SOLVER.LR_WARMUP_STEPS")
     if warmup is not None and _yes("SOLVER.LR_WARMUP", warmup):
         overrides += ["optimizer.warmup=linear", f"optimizer.warmup_iters={steps or 2000}"]

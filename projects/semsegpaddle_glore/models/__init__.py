@@ -15,6 +15,7 @@ from semsegpaddle_glore.models.segmentor import Segmentor
 from semsegpaddle_glore.word_embeddings import made_up_vectors
 
 import numpy as np
+from paddle import nn
 
 __all__ = ["Segmentor", "build_model", "model_names"]
 
@@ -37,6 +38,8 @@ def build_model(
     word_embeddings: np.ndarray | None = None,
     dropout: float = 0.1,
     aux: bool = True,
+    first_block_dilated: bool = False,
+    head_norm_momentum: float = 0.9,
 ) -> Segmentor:
     """Builds a network with random weights drawn from Paddle's generator (`paddle.seed`).
 
@@ -51,6 +54,8 @@ def build_model(
             decode heads have no use for them.
         dropout: Probability of a dropped value before each classifier.
         aux: Whether there is an auxiliary head.
+        first_block_dilated: Of the backbone, as `build_backbone` takes it.
+        head_norm_momentum: What the heads' running statistics keep of themselves at each update; 0.99 in SemSegPaddle.
 
     Raises:
         UserError: Unknown name, an output stride or multi-grid that the backbone does not have, or word vectors that
@@ -61,7 +66,7 @@ def build_model(
     backbone = backbone or DEFAULT_BACKBONE
     if output_stride is None and not backbone.startswith("hrnet"):
         output_stride = 8
-    network = build_backbone(backbone, output_stride, multi_grid)
+    network = build_backbone(backbone, output_stride, multi_grid, first_block_dilated=first_block_dilated)
     in_channels = network.out_channels[-1]
     if name == "pspnet":
         head = PSPHead(in_channels, num_classes, dropout)
@@ -72,7 +77,11 @@ def build_model(
     else:
         head = GINetHead(in_channels, num_classes, dropout, _class_vectors(word_embeddings, num_classes))
     aux_head = AuxHead(network.out_channels[-2], num_classes, dropout) if aux else None
-    return Segmentor(network, head, aux_head, num_classes)
+    model = Segmentor(network, head, aux_head, num_classes)
+    for layer in (layer for head in model.head_layers() for layer in head.sublayers()):
+        if isinstance(layer, nn.BatchNorm2D):
+            layer._momentum = head_norm_momentum
+    return model
 
 
 def _class_vectors(word_embeddings: np.ndarray | None, num_classes: int) -> np.ndarray:

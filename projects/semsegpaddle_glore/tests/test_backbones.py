@@ -98,8 +98,8 @@ def state_for(model, network):
     return state
 
 
-def filled(name, network, output_stride=None, multi_grid=None):
-    model = build_backbone(name, output_stride, multi_grid, num_classes=1000)
+def filled(name, network, output_stride=None, multi_grid=None, first_block_dilated=False):
+    model = build_backbone(name, output_stride, multi_grid, 1000, first_block_dilated)
     state = {key: paddle.to_tensor(value.numpy().copy()) for key, value in state_for(model, network).items()}
     assert model.set_state_dict(state) == ([], [])
     return model.eval() or model
@@ -257,6 +257,16 @@ def test_multi_grid_multiplies_the_last_stages_dilations():
         ([4, 4], [4, 4]),
         ([8, 8], [8, 8]),
     ]
+
+
+def test_the_first_block_of_a_dilated_stage_as_semseg_has_it():
+    network = randomise(torch_network("resnet50", 8), seed=7)
+    for stage, dilation in ((network.layer3, 2), (network.layer4, 4)):  # hszhao/semseg: every conv2 of the stage
+        for block in stage:
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+    assert_same_outputs("resnet50", filled("resnet50", network, 8, first_block_dilated=True), network)
+    with pytest.raises(UserError, match="first_block_dilated is not possible with efficientnet_b0"):
+        build_backbone("efficientnet_b0", 8, first_block_dilated=True)
 
 
 def test_stage_plans_by_hand():

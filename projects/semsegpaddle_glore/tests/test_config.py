@@ -67,6 +67,7 @@ def test_the_original_recipe_of_pspnet_on_cityscapes():
     config = read_config("pspnet_res101_cityscapes")
     assert (config.model.name, config.model.backbone, config.model.output_stride) == ("pspnet", "resnet101", 8)
     assert config.model.multi_grid == (1, 2, 4)
+    assert (config.model.first_block_dilated, config.model.head_norm_momentum) == (True, 0.99)
     augment, optimizer = config.augment, config.optimizer
     assert (augment.base_size, augment.scale_min, augment.scale_max, augment.crop_size) == (1024, 0.5, 2.0, (769, 769))
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.power) == (0.01, 4e-5, 0.9)
@@ -117,6 +118,7 @@ EXAMPLES = {
     "MODEL.MODEL_NAME": ("glore", "model.name", "glore"),
     "MODEL.BACKBONE_OUTPUT_STRIDE": ("16", "model.output_stride", 16),
     "MODEL.BACKBONE_MULTI_GRID": ("False", "model.multi_grid", None),
+    "MODEL.BN_MOMENTUM": ("0.95", "model.head_norm_momentum", 0.95),
     "MODEL.MULTI_LOSS_WEIGHT": ("[1.0, 0.2]", "loss.aux_weight", 0.2),
     "TRAIN.PRETRAINED_MODEL_DIR": ("./r", "model.backbone_weights", "./r"),
     "TRAIN.PRETRAINED_MODEL_FILE": ("r.pdparams", "model.backbone_weights", "r.pdparams"),
@@ -253,7 +255,8 @@ def test_word_vectors_are_found_here_or_beside_the_configs(tmp_path, monkeypatch
     ],
 )
 def test_the_originals_backbone_keys_in_any_order(words, backbone):
-    assert read_config("pspnet_res101_cityscapes", words).model.backbone == backbone
+    model = read_config("pspnet_res101_cityscapes", words).model
+    assert (model.backbone, model.first_block_dilated) == (backbone, backbone.startswith("resnet"))
 
 
 def test_warmup_steps_count_only_with_warmup_as_in_the_original(capsys):

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+from semsegpaddle_glore.models import build_model
 from semsegpaddle_glore.models.aux_head import AuxHead
 from semsegpaddle_glore.models.deeplabv3 import ASPPHead
 from semsegpaddle_glore.models.ginet import GINetHead
@@ -312,3 +313,20 @@ def test_exported_heads_take_any_size(tmp_path):
             outputs = inference(paddle.to_tensor(x))
             outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
             np.testing.assert_allclose(outputs.numpy(), reference, atol=limit, rtol=0)
+
+
+def test_the_heads_statistics_keep_what_they_are_told_to():
+    """SemSegPaddle's config has BN_MOMENTUM 0.99 for its heads; its backbones have 0.9."""
+    paddle.seed(0)
+    model = build_model("glore", "resnet18", 3, head_norm_momentum=0.99)
+    model.train()
+    before = {key: value.numpy() for key, value in model.state_dict().items() if key.endswith("_mean")}
+    seen = {}
+    layer = next(layer for layer in model.aux_head.sublayers() if isinstance(layer, nn.BatchNorm2D))
+    layer.register_forward_pre_hook(lambda _, inputs: seen.update(mean=inputs[0].mean(axis=[0, 2, 3]).numpy()))
+    model(paddle.rand([2, 3, 65, 65]))
+    np.testing.assert_allclose(layer._mean.numpy(), 0.01 * seen["mean"], rtol=1e-4, atol=1e-7)
+    assert all(not value.any() for value in before.values())
+    momenta = {name: layer._momentum for name, layer in model.named_sublayers() if isinstance(layer, nn.BatchNorm2D)}
+    assert {value for name, value in momenta.items() if name.startswith("backbone")} == {0.9}
+    assert {value for name, value in momenta.items() if not name.startswith("backbone")} == {0.99}

@@ -32,6 +32,7 @@ def build_backbone(
     output_stride: int | None = None,
     multi_grid: Sequence[int] | None = None,
     num_classes: int = 0,
+    first_block_dilated: bool = False,
 ) -> nn.Layer:
     """Builds a backbone with random weights drawn from Paddle's generator (`paddle.seed`).
 
@@ -40,6 +41,7 @@ def build_backbone(
         output_stride: 8, 16 or 32; None is the ImageNet network's own, 32 (HRNet: 4 and nothing else).
         multi_grid: Factors of the dilations in the last stage (ResNet and ResNeXt only), for instance (1, 2, 4).
         num_classes: Outputs of the ImageNet classifier; 0 leaves it out.
+        first_block_dilated: Whether the first block of a dilated stage has its dilation (ResNet and ResNeXt only).
 
     Raises:
         UserError: Unknown name, or an output stride or multi-grid that the backbone does not have.
@@ -53,9 +55,11 @@ def build_backbone(
         )
     if multi_grid is not None and name not in RESNETS:
         raise UserError(f"model.multi_grid is not possible with {name}: leave it out (ResNet and ResNeXt have it)")
+    if first_block_dilated and name not in RESNETS:
+        raise UserError(f"model.first_block_dilated is not possible with {name}: ResNet and ResNeXt have it")
     if name in HRNETS:
         return HRNet(name, num_classes)
     if name in RESNETS:
-        return ResNet(name, output_stride or 32, multi_grid, num_classes)
+        return ResNet(name, output_stride or 32, multi_grid, num_classes, first_block_dilated)
     family = Xception if name in XCEPTIONS else EfficientNet
     return family(name, output_stride or 32, num_classes)

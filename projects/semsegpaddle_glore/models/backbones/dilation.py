@@ -19,7 +19,9 @@ class StagePlan(NamedTuple):
     output_stride: int
 
 
-def plan_stages(strides: Sequence[int], output_stride: int, input_stride: int) -> list[StagePlan]:
+def plan_stages(
+    strides: Sequence[int], output_stride: int, input_stride: int, first_block_dilated: bool = False
+) -> list[StagePlan]:
     """Replaces the strides that would exceed `output_stride` by dilation of everything behind them.
 
     Every output of the strided network is found unchanged in the dilated one's, at every second (fourth) pixel: the
@@ -29,6 +31,8 @@ def plan_stages(strides: Sequence[int], output_stride: int, input_stride: int) -
         strides: Stride of each stage in order.
         output_stride: The largest stride, counted from the image, that a stage may reach.
         input_stride: Stride of what enters the first stage.
+        first_block_dilated: Whether the convolution that lost its stride has the dilation of those behind it, as in
+            hszhao/semseg and in the static-graph SemSegPaddle. The equality above is then lost.
 
     Reference: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (arXiv 1706.05587), 3.1.
     """
@@ -36,8 +40,8 @@ def plan_stages(strides: Sequence[int], output_stride: int, input_stride: int) -
     current, dilation = input_stride, 1
     for stride in strides:
         if current * stride > output_stride:
-            plans.append(StagePlan(1, dilation, dilation * stride, current))
-            dilation *= stride
+            before, dilation = dilation, dilation * stride
+            plans.append(StagePlan(1, dilation if first_block_dilated else before, dilation, current))
         else:
             current *= stride
             plans.append(StagePlan(stride, dilation, dilation, current))
