@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.run_log import read_run, run_id
+from common.run_log import run_id
+from common.runs.reading import read_run
 from results.recorded_runs import EVAL_FILES, RUN_FILES, RecordedRun, read_recorded
 
 ROOT = Path(__file__).resolve().parents[1]

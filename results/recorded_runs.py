@@ -17,19 +17,13 @@ from typing import Any
 
 from common.cli import UserError, shown
 from common.config.strict_yaml import load_yaml
-from common.run_log import EVAL_COLUMNS, PER_CLASS_COLUMNS, read_run
+from common.runs.environment import RunEnvironment
+from common.runs.reading import read_run
+from common.runs.tables import EVAL_COLUMNS, PER_CLASS_COLUMNS
 
 RUN_FILES = ("config.yaml", "env.json", "train.csv", "eval.csv", "per_class.csv", "curve.png")
 EVAL_FILES = ("eval.csv", "per_class.csv")
-ENV_KEYS = {
-    **dict.fromkeys(("started_utc", "command", "commit", "python", "system", "cpu", "project", "config"), str),
-    **dict.fromkeys(("scope", "dataset", "device"), str),
-    **dict.fromkeys(("seed", "train_images", "val_images", "processes"), int),
-    **dict.fromkeys(("trainable_parameters", "resumed_at_step"), int),
-    "commit_changed": bool,
-    "packages": dict,
-    "class_names": list,
-}
+ENV_KEYS = RunEnvironment.needed()
 """Keys of env.json that may not be empty, and what they hold."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 """Projects, configs and runs are called so: names that are folders, addresses and words of a command."""
@@ -158,13 +152,7 @@ def _check_env(folder: Path, env: dict[str, Any]) -> None:
     empty = [key for key in ENV_KEYS if env.get(key) in (None, "", [], {})]
     if empty:
         raise UserError(f"{folder}/env.json: empty or missing: {', '.join(empty)}")
-    for key, kind in ENV_KEYS.items():
-        if type(env[key]) is not kind:
-            raise UserError(f"{folder}/env.json: {key} is {shown(env[key])}, not {kind.__name__}: restore the file")
-    if not all(isinstance(name, str) for name in env["class_names"]):
-        raise UserError(f"{folder}/env.json: class_names are not all text: restore the file")
-    if not isinstance(env.get("threads", 0), str | None):
-        raise UserError(f"{folder}/env.json: threads is {shown(env.get('threads'))}, not text: restore the file")
+    RunEnvironment.from_values(env, f"{folder}/env.json")
     if re.search("[\ud800-\udfff]", json.dumps(env, ensure_ascii=False)):
         raise UserError(f"{folder}/env.json: a text in it is half a character (a surrogate): restore the file")
     for name in (folder.name, env["project"], env["config"]):

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.run_log import read_run
+from common.runs.reading import read_run
 from results.experiments import read_experiments
 from results.paper_numbers import read_numbers
 from results.recorded_runs import RecordedRun, read_recorded, read_runs

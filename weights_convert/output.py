@@ -13,7 +13,7 @@ from typing import Any
 
 from common.cli import UserError
 from common.files import atomic_write, sha256_of
-from common.run_log import environment, git_commit
+from common.runs.environment import environment, git_commit
 from common.weights.card import card_of
 from weights_convert import proof
 from weights_convert.conversion import SEED, Conversion, three_digits

@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from common.run_log import EVAL_COLUMNS, PER_CLASS_COLUMNS
+from common.runs.tables import EVAL_COLUMNS, PER_CLASS_COLUMNS
 from results.make_tables import BEGIN, END
 
 import yaml

@@ -19,7 +19,7 @@ from awesome_pytorch_seg.data.archives import unpack
 from common.cli import UserError
 from common.config.strict_yaml import load_yaml
 from common.labels import load_custom
-from common.run_log import read_run
+from common.runs.reading import read_run
 from common.weights.pdparams import load_without_code
 from paddleseg_benchmark.paddleseg_compat import load_as_tensors
 from results.make_tables import build

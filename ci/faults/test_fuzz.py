@@ -13,7 +13,8 @@ import time
 from common.cli import UserError
 from common.labels import load_custom
 from common.lists.list_file import read_list
-from common.run_log import RunLog, read_run
+from common.run_log import RunLog
+from common.runs.reading import read_run
 from common.weights.pdparams import load_without_code
 from results.make_tables import build
 from results.record import record

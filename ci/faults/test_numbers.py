@@ -5,7 +5,7 @@ import os
 import re
 import time
 
-from common.run_log import read_run
+from common.runs.reading import read_run
 
 import numpy as np
 import pytest

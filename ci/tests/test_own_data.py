@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.run_log import read_run
+from common.runs.reading import read_run
 
 import cv2
 import numpy as np

@@ -1,20 +1,13 @@
 import hashlib
 import json
 import subprocess
+from pathlib import Path
 
 from common.cli import UserError
 from common.metrics import ConfusionMatrix
-from common.run_log import (
-    TABLE_HEADER,
-    Evaluation,
-    RunLog,
-    environment,
-    git_commit,
-    print_scores,
-    read_run,
-    run_id,
-    table_row,
-)
+from common.run_log import Evaluation, RunLog, print_scores, run_id
+from common.runs.environment import RunEnvironment, environment, git_commit
+from common.runs.reading import TABLE_HEADER, read_run, table_row
 
 import cv2
 import numpy as np
@@ -150,6 +143,44 @@ def test_environment_says_what_ran_where(monkeypatch):
     assert (env["project"], env["seed"]) == ("p", 1)
     assert env["command"] == "train.py --data camvid --config a/b.yaml"
     assert json.loads(json.dumps(env)) == env
+
+
+RUNS = sorted((Path(__file__).resolve().parents[2] / "results/runs").glob("*/*/env.json"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=[path.parent.name for path in RUNS])
+def test_every_recorded_environment_is_read_and_written_as_it_stands(path):
+    values = json.loads(path.read_text())
+    written = json.loads(json.dumps(RunEnvironment.from_values(values, path).to_values()))
+    assert written == {name: value for name, value in values.items() if value is not None}
+
+
+def whole_environment(**fields):
+    numbers = {"seed": 3, "train_images": 8, "val_images": 2, "processes": 1, "trainable_parameters": 7}
+    texts = {"project": "p", "config": "c", "scope": "smoke", "dataset": "toy", "device": "cpu"}
+    more = {"class_names": NAMES, "resumed_at_step": 0, **numbers, **texts, **fields}
+    return RunEnvironment.here(("numpy",), **more)
+
+
+def test_the_environment_is_written_and_read_by_one_schema(tmp_path):
+    seen = {"train.txt": {"entries": 8, "sha256": "ab"}, "val.txt": {"entries": 2, "sha256": "cd"}}
+    env = whole_environment(data_root="data/camvid", data_lists=seen, classes_sha256="ef")
+    RunLog(tmp_path).start("", env)
+    values = json.loads((tmp_path / "env.json").read_text())
+    assert values["data_lists"]["train.txt"] == {"entries": 8, "sha256": "ab"}
+    assert values["class_names"] == list(NAMES)
+    assert "precision" not in values  # optional, and this project has none
+    assert RunEnvironment.from_values(values | {"of a later version": 1}, "env.json") == env
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", "3"), ("class_names", "road"), ("data_lists", [1]), ("cpu", None)])
+def test_a_field_of_another_type_is_named(key, value):
+    values = json.loads(json.dumps(whole_environment().to_values()))
+    with pytest.raises(UserError, match=f"env.json: '{key}' is"):
+        RunEnvironment.from_values(values | {key: value}, "env.json")
+    values.pop("seed")
+    with pytest.raises(UserError, match="'seed' is missing"):
+        RunEnvironment.from_values(values, "env.json")
 
 
 @pytest.mark.parametrize("left", ["", "st", "step,loss\n1,0.5\n2,0."])

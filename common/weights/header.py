@@ -43,7 +43,7 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
         )
     for field in dataclasses.fields(header_class):
         is_needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.name in values and not _fits(values[field.name], kinds[field.name]):
+        if field.name in values and not fits(values[field.name], kinds[field.name]):
             value = shown(values[field.name])
             raise UserError(f"{where}: its header is damaged: '{field.name}' is {value}: take another copy of the file")
         if field.name not in values and is_needed:
@@ -53,7 +53,7 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
         raise UserError(
             f"{where}: its header is damaged: 'palette' is not one RGB for each of 'class_names': take another copy"
         )
-    return header_class(**{name: _tuples(value) for name, value in values.items()})
+    return header_class(**{name: tuples(value) for name, value in values.items()})
 
 
 def require_classes(where: str | os.PathLike, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
@@ -75,19 +75,19 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value of JSON is of an annotated type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, argument) for argument in arguments)
+        return any(fits(value, argument) for argument in arguments)
     if origin is tuple:
         if not isinstance(value, list):
             return False
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         finite = all(math.isfinite(item) for item in value if isinstance(item, float))
-        return finite and len(kinds) == len(value) > 0 and all(map(_fits, value, kinds))
+        return finite and len(kinds) == len(value) > 0 and all(map(fits, value, kinds))
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+        return isinstance(value, dict) and all(fits(item, arguments[1]) for item in value.values())
     if kind is Any:
         return True
     if type(value) is int:
@@ -95,5 +95,6 @@ def _fits(value: Any, kind: Any) -> bool:
     return type(value) is kind
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """A value of JSON with its lists as tuples."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

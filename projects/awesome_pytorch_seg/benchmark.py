@@ -50,7 +50,7 @@ from common.cli import CommandParser, UserError, positive, run_command
 from common.files import atomic_write
 from common.machine.cpu import physical_cores
 from common.progress import Progress
-from common.run_log import environment
+from common.runs.environment import environment
 
 import torch
 

@@ -36,7 +36,7 @@ from common.images.read import read_image, read_label
 from common.labels import label_set
 from common.lists.list_file import Pair
 from common.progress import track
-from common.run_log import environment
+from common.runs.environment import environment
 from common.samples.list_dataset import REPOSITORY
 from common.toy_dataset import write_toy_dataset
 

@@ -23,7 +23,7 @@ from awesome_pytorch_seg.data.dataset import labels_of
 from common.cli import UserError
 from common.files import sha256_of
 from common.labels import voc_colormap
-from common.run_log import git_commit
+from common.runs.environment import git_commit
 from common.weights.header import header_from_values
 
 import numpy as np

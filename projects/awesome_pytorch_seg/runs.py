@@ -17,7 +17,9 @@ from awesome_pytorch_seg.lr_schedule import learning_rate
 from awesome_pytorch_seg.models import ALIASES, choose_backbone
 from common.cli import UserError
 from common.config.typed import config_from_text, read_config_text
-from common.run_log import git_commit, read_run, run_id
+from common.run_log import run_id
+from common.runs.environment import git_commit
+from common.runs.reading import read_run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,8 @@ from common.cli import UserError, run_command
 from common.config.typed import config_to_text
 from common.files import atomic_write
 from common.progress import Progress
-from common.run_log import TABLE_HEADER, print_scores, read_run, table_row
+from common.run_log import print_scores
+from common.runs.reading import TABLE_HEADER, read_run, table_row
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.runs import RunPlan
 from common.config.typed import config_to_text
-from common.run_log import Evaluation, RunLog, environment
+from common.run_log import Evaluation, RunLog
+from common.runs.environment import RunEnvironment
 from common.samples.list_dataset import ListDataset
 
 import torch
@@ -33,7 +33,7 @@ class TrainingLog:
         loss_names: Sequence[str],
         class_names: tuple[str, ...],
         step: int,
-        env: Mapping[str, Any],
+        env: RunEnvironment,
         tensorboard: bool,
     ):
         self.plan, self.class_names = plan, class_names
@@ -75,11 +75,11 @@ class TrainingLog:
 
 def describe_run(
     plan: RunPlan, train_set: ListDataset, val_set: ListDataset, model: nn.Module, step: int
-) -> dict[str, Any]:
+) -> RunEnvironment:
     """What env.json says of a run that starts or goes on at `step`."""
     config, log, resumed = plan.config, RunLog(plan.folder), plan.checkpoint is not None
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return environment(
+    return RunEnvironment.here(
         ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
         project="awesome_pytorch_seg",
         config=plan.config_name,

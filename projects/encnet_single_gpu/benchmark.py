@@ -32,7 +32,7 @@ from typing import NamedTuple
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.progress import track
-from common.run_log import environment
+from common.runs.environment import environment
 from encnet_single_gpu.config import LossConfig
 from encnet_single_gpu.losses import SegmentationLoss
 from encnet_single_gpu.memory import keep_freed_memory

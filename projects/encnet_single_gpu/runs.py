@@ -10,7 +10,8 @@ from pathlib import Path
 
 from common.cli import UserError, did_you_mean
 from common.config.typed import config_from_text, read_config_text
-from common.run_log import git_commit, run_id
+from common.run_log import run_id
+from common.runs.environment import git_commit
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import CONFIG_DIR, Config, options, read_config
 from encnet_single_gpu.data.dataset import open_list, with_root

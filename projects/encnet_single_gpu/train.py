@@ -24,7 +24,9 @@ from common.cli import UserError, run_command
 from common.config.typed import config_to_text
 from common.files import atomic_write
 from common.progress import Progress
-from common.run_log import TABLE_HEADER, Evaluation, RunLog, environment, print_scores, read_run, table_row
+from common.run_log import Evaluation, RunLog, print_scores
+from common.runs.environment import RunEnvironment
+from common.runs.reading import TABLE_HEADER, read_run, table_row
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
 from encnet_single_gpu.checkpoint import (
@@ -240,7 +242,7 @@ class Trainer:
     def _start_log(self) -> None:
         self.log.trim(self.step)
         model, resumed = self.config.model, self.plan.checkpoint is not None
-        env = environment(
+        env = RunEnvironment.here(
             ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
             project="encnet_single_gpu",
             config=self.plan.config_name,

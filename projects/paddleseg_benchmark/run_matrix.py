@@ -38,7 +38,7 @@ from common.cli import CommandParser, UserError, did_you_mean, positive, run_com
 from common.files import atomic_write
 from common.machine.cpu import physical_cores
 from common.progress import Progress
-from common.run_log import environment
+from common.runs.environment import environment
 from paddleseg_benchmark import doctor, peers, step, zoo
 from paddleseg_benchmark.measure import LIBRARIES, WARMUP_STEPS, Cell
 from paddleseg_benchmark.report import COLUMNS

@@ -15,7 +15,8 @@ from pathlib import Path
 from common.cli import UserError, not_negative
 from common.files import atomic_write
 from common.progress import Progress
-from common.run_log import RunLog, environment, git_commit, print_scores, run_id
+from common.run_log import RunLog, print_scores, run_id
+from common.runs.environment import environment, git_commit
 from common.samples.stream import ValidPixels
 from paddleseg_benchmark import data
 from paddleseg_benchmark.batch_norm import share_batch_norm_statistics

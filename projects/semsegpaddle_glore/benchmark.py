@@ -42,7 +42,7 @@ from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.machine.cpu import physical_cores
 from common.progress import Progress
-from common.run_log import environment
+from common.runs.environment import environment
 from semsegpaddle_glore.benchmark_tasks import MEMORY_PROTOCOL, NETWORKS, Task, prepare
 
 WARMUP_STEPS = 2

@@ -22,7 +22,7 @@ from common.cli import UserError
 from common.config.typed import config_from_text, config_to_text
 from common.files import sha256_of
 from common.labels import voc_colormap
-from common.run_log import git_commit
+from common.runs.environment import git_commit
 from common.weights.header import header_from_values
 from semsegpaddle_glore.checkpoint import TrainState, read_state
 from semsegpaddle_glore.config import Config, EvalProtocol

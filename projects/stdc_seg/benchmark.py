@@ -41,7 +41,7 @@ from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.machine.cpu import configure_cpu, physical_cores
 from common.progress import Progress
-from common.run_log import environment
+from common.runs.environment import environment
 from stdc_seg.config import read_config
 
 import numpy as np

@@ -21,7 +21,7 @@ from common.cli import UserError
 from common.config.typed import config_from_text
 from common.files import sha256_of
 from common.labels import voc_colormap
-from common.run_log import git_commit
+from common.runs.environment import git_commit
 from common.weights.header import header_from_values
 from stdc_seg.checkpoint import TrainState, load_model, read_state
 from stdc_seg.config import Config

@@ -5,7 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
-from common.run_log import EVAL_COLUMNS, PER_CLASS_COLUMNS, run_id
+from common.run_log import run_id
+from common.runs.tables import EVAL_COLUMNS, PER_CLASS_COLUMNS
 from results.make_tables import BEGIN, END, ROOT
 
 import numpy as np

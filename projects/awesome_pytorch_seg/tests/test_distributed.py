@@ -9,7 +9,7 @@ from datetime import timedelta
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.eval import main as eval_main
 from common.cli import UserError
-from common.run_log import read_run
+from common.runs.reading import read_run
 
 import pytest
 from awesome_runs import ENV, PROJECT, numbers, run_folder, run_here, train_words, write_data

@@ -7,7 +7,7 @@ from awesome_pytorch_seg.data.dataset import train_batches
 from awesome_pytorch_seg.train import Trainer, main
 from common.cli import UserError
 from common.files import sha256_of
-from common.run_log import read_run
+from common.runs.reading import read_run
 
 import pytest
 import safetensors.torch

@@ -13,7 +13,7 @@ from awesome_pytorch_seg.runs import RunPlan
 from awesome_pytorch_seg.train import Trainer, main
 from common.cli import UserError
 from common.config.typed import config_from_text
-from common.run_log import read_run
+from common.runs.reading import read_run
 from common.weights.card import card_of
 
 import cv2

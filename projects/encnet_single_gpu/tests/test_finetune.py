@@ -5,7 +5,7 @@ import shutil
 from common.cli import UserError
 from common.config.typed import config_from_text, config_to_text
 from common.files import sha256_of
-from common.run_log import read_run
+from common.runs.reading import read_run
 from encnet_single_gpu import train as training
 from encnet_single_gpu.config import Config, read_config
 from encnet_single_gpu.data.dataset import train_batches

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from common.cli import UserError, run_command
 from common.files import sha256_of
 from common.labels import voc_colormap
-from common.run_log import read_run
+from common.runs.reading import read_run
 from common.weights.card import card_of
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import read_config

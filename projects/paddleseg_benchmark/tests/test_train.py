@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 from common.cli import UserError, run_command
-from common.run_log import read_run
+from common.runs.reading import read_run
 from paddleseg_benchmark import data, static_train, train, zoo
 from paddleseg_benchmark.evaluation import evaluate
 from paddleseg_benchmark.training import Training

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from common.run_log import read_run
+from common.runs.reading import read_run
 
 import numpy as np
 import pytest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.files import sha256_of
-from common.run_log import read_run
+from common.runs.reading import read_run
 from semsegpaddle_glore.checkpoint import load_model
 from semsegpaddle_glore.runs import plan_run
 from semsegpaddle_glore.train import Trainer, parse_args

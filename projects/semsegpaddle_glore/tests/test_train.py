@@ -8,7 +8,7 @@ import sys
 import time
 
 from common.cli import UserError
-from common.run_log import read_run
+from common.runs.reading import read_run
 from common.weights.card import card_of
 from semsegpaddle_glore import train as training
 from semsegpaddle_glore.checkpoint import read_state

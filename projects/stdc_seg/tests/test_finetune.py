@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.files import sha256_of
-from common.run_log import read_run
+from common.runs.reading import read_run
 from stdc_seg.checkpoint import load_model
 from stdc_seg.runs import plan_run
 from stdc_seg.train import Trainer, parse_args

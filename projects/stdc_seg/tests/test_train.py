@@ -6,7 +6,7 @@ import sys
 import time
 
 from common.cli import UserError
-from common.run_log import read_run
+from common.runs.reading import read_run
 from common.weights.card import card_of
 from stdc_seg.checkpoint import read_state
 from stdc_seg.models import build_model
