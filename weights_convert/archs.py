@@ -46,6 +46,7 @@ class Arch:
         num_classes: Of the published weights.
         mean: Of RGB images scaled to 0..1, as the published weights expect it.
         std: Likewise.
+        head_optional: Whether weights without the classifier are taken: a segmentation network needs none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Arch:
     num_classes: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    head_optional: bool = False
 
 
 def find_arch(name: str) -> Arch:
@@ -96,7 +98,7 @@ def _backbone(
         return PaddleNetwork(backbone, backbone.classify)
 
     target = f"semsegpaddle_glore build_backbone('{name}')"
-    return Arch(name, target, build, tuple(sources), 1000, mean, std)
+    return Arch(name, target, build, tuple(sources), 1000, mean, std, head_optional=True)
 
 
 def _torchvision(name: str, name_map: str) -> Source:

@@ -34,6 +34,7 @@ class Options:
         mean: Of RGB images scaled to 0..1.
         std: Likewise.
         onnx: Ask ONNX Runtime too.
+        ema: Take the averaged weights of a checkpoint.
     """
 
     source: str | None = None
@@ -41,6 +42,7 @@ class Options:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     onnx: bool = False
+    ema: bool = False
 
 
 @dataclasses.dataclass
@@ -61,6 +63,8 @@ class Conversion:
         inputs: Of the proof.
         proof: Once it is given.
         onnx_difference: ONNX Runtime's, once measured.
+        headless: The weights had no classifier; both networks have the same random one for the proof.
+        notes: What else one should know of the weights, see `WeightFile`.
         started: Clock and processor time at the start, in seconds.
     """
 
@@ -77,7 +81,14 @@ class Conversion:
     inputs: list[ProofInput]
     proof: Proof | None = None
     onnx_difference: float | None = None
+    headless: bool = False
+    notes: tuple[str, ...] = ()
     started: tuple[float, float] = (0.0, 0.0)
+
+    def head_tensors(self) -> dict[str, str]:
+        """Source name -> Paddle name of the classifier's tensors, where the weights had none."""
+        layer = f"{self.name_map.classifier}."
+        return {p.source: p.target for p in self.pairing.pairs if self.headless and p.source.startswith(layer)}
 
     def prove_and_print(self, onnx: bool) -> None:
         """Compares the two networks, keeps the proof and prints its table, also where it fails.
@@ -102,7 +113,7 @@ class Conversion:
         return {
             "arch": self.arch.name,
             "source": self.source.name,
-            "tensors": len(self.pairing.pairs),
+            "tensors": len(self.pairing.pairs) - len(self.head_tensors()),
             "largest_difference": three_digits(self.proof.largest),
             "onnxruntime_difference": None if self.onnx_difference is None else three_digits(self.onnx_difference),
             "same_class_percent": round(self.proof.agreement_percent, 4),
@@ -185,6 +196,10 @@ def fill_source(conversion: Conversion, tensors: dict[str, np.ndarray] | None, w
         )
     pairing, shapes = conversion.pairing, network.shapes()
     optional = {*pairing.left_out, *pairing.copies}
+    head = {name for name in shapes if name.startswith(f"{conversion.name_map.classifier}.")}
+    if conversion.arch.head_optional and not head & set(tensors):
+        conversion.headless = True
+        optional |= head
     check_tensors(tensors, {name: s for name, s in shapes.items() if name not in optional or name in tensors}, weights)
     for second, first in pairing.copies.items():
         if second in tensors and not np.array_equal(tensors[second], tensors[first]):

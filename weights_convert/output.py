@@ -17,7 +17,7 @@ from common.runs.environment import environment, git_commit
 from common.weights.card import card_of
 from weights_convert import proof
 from weights_convert.conversion import SEED, Conversion, three_digits
-from weights_convert.weight_files import read_weights, write_weights
+from weights_convert.weight_files import read_as_stored, write_weights
 
 import numpy as np
 import paddle
@@ -81,7 +81,7 @@ def write_proven(
         with atomic_write(path, "wb") as stream:
             write_weights(stream, path.suffix, tensors)
             stream.flush()
-            _require_same(read_weights(stream.name, path.suffix), tensors, path)
+            _require_same(read_as_stored(stream.name, path.suffix), tensors, path)
         written.append(path)
     rest = left_out_path(out)
     if left_out is not None:
@@ -126,6 +126,7 @@ def describe(conversion: Conversion, written: list[Path], weights: Path | None, 
             "weights": weights.name if weights else f"random, seed {SEED}",
             "sha256": sha256_of(weights) if weights else None,
             "licence": licence,
+            **({"notes": list(conversion.notes)} if conversion.notes else {}),
         },
         "paddle_network": conversion.arch.target,
         "num_classes": conversion.num_classes,
@@ -138,7 +139,7 @@ def describe(conversion: Conversion, written: list[Path], weights: Path | None, 
             "layout": "float32 (B, 3, H, W)",
         },
         "tensors": {
-            "converted": len(conversion.pairing.pairs),
+            "converted": len(conversion.pairing.pairs) - len(conversion.head_tensors()),
             "left_out": {reason: count for reason, count in left_out.items() if count},
         },
         "proof": {

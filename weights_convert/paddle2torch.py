@@ -17,7 +17,7 @@ from common.cli import CommandParser, UserError, run_command
 from weights_convert.archs import Arch, find_arch
 from weights_convert.conversion import Conversion, Options, check_tensors, read_paddle_weights, start
 from weights_convert.output import TORCH_OUT_SUFFIXES, left_out_path, require_out, write_proven
-from weights_convert.weight_files import read_weights
+from weights_convert.weight_files import read_as_stored
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def _left_out(conversion: Conversion, path: Path) -> dict[str, np.ndarray]:
     """What torch2paddle.py put aside for these networks; nothing if the file is not there."""
     if not path.is_file():
         return {}
-    tensors = read_weights(path)
+    tensors = read_as_stored(path)
     shapes = conversion.source_network.shapes()
     for name, value in tensors.items():
         if shapes.get(name) != value.shape:

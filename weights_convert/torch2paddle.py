@@ -6,9 +6,9 @@
     python weights_convert/torch2paddle.py --arch resnet50 --weights resnet50.pth --check ported_elsewhere.pdparams
     python weights_convert/torch2paddle.py --all --weights random --onnx         # the proof of everything in the list
 
-Reads .pth .pt .tar .safetensors .npz (and .pdparams of paddleseg), never executing anything in them. Writes .pdparams
-or .safetensors, or both if --out has no suffix; beside it a card (.card.yaml), and in .left_out.safetensors what Paddle
-has no place for and paddle2torch.py puts back.
+Reads .pth .pt .tar .bin .ckpt .safetensors .npz (and .pdparams of paddleseg), never executing anything in them. Writes
+.pdparams or .safetensors, or both if --out has no suffix; beside it a card (.card.yaml), and in .left_out.safetensors
+what Paddle has no place for and paddle2torch.py puts back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from weights_convert.conversion import (
     summary_line,
 )
 from weights_convert.output import PADDLE_SUFFIXES, require_out, start_report, write_proven, write_report
-from weights_convert.weight_files import read_weights
+from weights_convert.weight_files import read_weight_file
 
 import numpy as np
 
@@ -64,17 +64,25 @@ def convert(
     """
     if out is not None:
         require_out(out, PADDLE_SUFFIXES, weights)
-    tensors = read_weights(weights) if weights else None
+    file = read_weight_file(weights, options.ema) if weights else None
+    tensors = file.tensors if file else None
     conversion = start(arch, tensors, paddle_side=False, options=options)
+    conversion.notes = file.notes if file else ()
     present = fill_source(conversion, tensors, weights)
-    del tensors  # the source network holds them
+    if conversion.headless:
+        conversion.notes += ("no classifier: the proof has a random one, which is not written",)
+    for note in conversion.notes:
+        print(f"{weights}: {note}")
+    del file, tensors  # the source network holds them
     stored = conversion.source_network.tensors()
     converted = conversion.pairing.to_paddle(stored)
     conversion.target_network.load(converted)
     conversion.prove_and_print(options.onnx)
     if out is None:
         return conversion, []
-    left_out = conversion.pairing.remainder({name: stored[name] for name in stored if name in present})
+    head = conversion.head_tensors()
+    converted = {name: value for name, value in converted.items() if name not in head.values()}
+    left_out = conversion.pairing.remainder({name: stored[name] for name in stored if name in present | head.keys()})
     return conversion, write_proven(conversion, out, converted, left_out, weights, licence)
 
 
@@ -84,7 +92,7 @@ def check(arch: Arch, weights: Path, paddle_file: Path, options: Options) -> Con
     Raises:
         UserError: A file cannot be used, or the networks differ; the first tensor that does is named.
     """
-    tensors = read_weights(weights)
+    tensors = read_weight_file(weights, options.ema).tensors
     conversion = start(arch, tensors, paddle_side=False, options=options)
     fill_source(conversion, tensors, weights)
     ported = read_paddle_weights(paddle_file)
@@ -184,7 +192,7 @@ def main() -> int:
     if args.weights is None:
         raise UserError(f"--arch {args.arch} needs --weights FILE, or --weights random")
     arch = find_arch(args.arch)
-    options = Options(args.source, args.image, _triple(args.mean), _triple(args.std), args.onnx)
+    options = Options(args.source, args.image, _triple(args.mean), _triple(args.std), args.onnx, args.ema)
     weights = None if args.weights == RANDOM else Path(args.weights)
     if args.check:
         if weights is None or args.out:
@@ -208,6 +216,8 @@ def _parse_args() -> argparse.Namespace:
     weights.add_argument("--arch", metavar="NAME", help="what the weights are of (default: none, prints the list)")
     weights.add_argument("--weights", metavar="FILE", help="PyTorch weights, or the word random; no default")
     weights.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
+    ema_help = "take the averaged weights of a checkpoint that has both (default: the others)"
+    weights.add_argument("--ema", action="store_true", help=ema_help)
     for name in ("mean", "std"):
         text = f"{name} of the weights' images, scaled to 0..1 (default: the published weights')"
         weights.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import re
@@ -12,17 +13,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.cli import UserError
-from common.weights.pdparams import read_pdparams
+from common.weights.pdparams import load_without_code
+from common.weights.wrappers import plain_names, unwrap
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
 
-TORCH_SUFFIXES = (".pth", ".pt", ".tar")
-READ_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz", ".pdparams")
-WRAPPERS = ("state_dict", "model")
+TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+PADDLE_SUFFIXES = (".pdparams", ".pdiparams", ".pdema")
+READ_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz", *PADDLE_SUFFIXES)
 PDPARAMS_PROTOCOL = 4  # what paddle.save writes
+_NAME_TABLE = "StructuredToParameterName@@"
 MAX_RATIO = 100  # unpacked against packed bytes
 FREE_BYTES = 64 * 2**20  # archives whose contents are smaller are not measured by it
 # What NumPy and zipfile raise for files that are damaged, encrypted, packed in another way, or no archive.
@@ -32,32 +35,69 @@ _DAMAGED_NPZ = (
 )
 
 
-def read_weights(path: str | os.PathLike, suffix: str | None = None) -> dict[str, np.ndarray]:
-    """Reads a state dict: .pth, .pt, .tar, .safetensors, .npz or .pdparams.
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a weight file holds.
 
-    `suffix` says which of them it is where the file's own name does not.
+    Attributes:
+        tensors: Name -> array, without the wrappers and prefixes of training; floating-point numbers as float32.
+        notes: What was done to get there that one should know: averaged weights, numbers of another precision.
+    """
 
-    Takes the state dict out of a checkpoint that holds it as "state_dict" or "model", and the prefixes "module." and
-    "_orig_mod." (of data-parallel and compiled models) off its names.
+    tensors: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+
+def read_as_stored(path: str | os.PathLike, suffix: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a file that this package wrote: names and types as they lie there.
+
+    Raises:
+        UserError: As `read_weight_file`.
+    """
+    return _arrays(_content(Path(path), suffix), Path(path))
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of `read_weight_file`."""
+    return read_weight_file(path).tensors
+
+
+def read_weight_file(path: str | os.PathLike, ema: bool = False) -> WeightFile:
+    """Reads a state dict: .pth, .pt, .tar, .bin, .ckpt, .safetensors, .npz, .pdparams, .pdema or .pdiparams.
+
+    The state dict is taken out of the checkpoint around it, see `common.weights.wrappers`. Half, bfloat16 and double
+    become float32.
+
+    Args:
+        path: The file.
+        ema: Take the averaged weights of a checkpoint that has both.
 
     Raises:
         UserError: The file is missing, damaged, of another kind, holds something else, or asks for code (refused).
     """
     path = Path(path)
+    unwrapped = unwrap(_content(path), path, ema)
+    names = plain_names(unwrapped.tensors, path)
+    tensors = {names[name]: value for name, value in _arrays(unwrapped.tensors, path).items()}
+    notes = [] if unwrapped.note is None else [unwrapped.note]
+    for kind in ("float16", "bfloat16", "float64"):
+        count = sum(str(value.dtype).removeprefix("torch.") == kind for value in unwrapped.tensors.values())
+        notes += [f"{count} tensors of {kind} became float32"] if count else []
+    return WeightFile(tensors, tuple(notes))
+
+
+def _content(path: Path, suffix: str | None = None) -> Any:
+    """What a file holds; `suffix` says which kind it is where the file's own name does not."""
     suffix = suffix or path.suffix
     if suffix not in READ_SUFFIXES:
-        raise UserError(f"{path}: '{suffix}' is no kind of weight file that is read here: {', '.join(READ_SUFFIXES)}")
+        raise UserError(f"{path}: '{suffix}' files are not read here: give one of {', '.join(READ_SUFFIXES)}")
     if not path.is_file():
         raise UserError(f"no weight file {path}: check the path")
     if suffix in TORCH_SUFFIXES:
-        tensors = _read_torch(path)
-    elif suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    elif suffix == ".npz":
-        tensors = _read_npz(path)
-    else:
-        tensors = read_pdparams(path)
-    return _without_prefixes(tensors, path)
+        return _read_torch(path)
+    if suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_npz(path) if suffix == ".npz" else _read_paddle(path)
 
 
 def write_weights(stream: IO[bytes], suffix: str, tensors: dict[str, np.ndarray]) -> None:
@@ -91,7 +131,7 @@ def _refuse_bomb(path: Path) -> None:
         )
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _read_torch(path: Path) -> Any:
     try:
         _refuse_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -106,37 +146,48 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged file can raise anything, from EOFError to RuntimeError
         reason = str(error).splitlines()[0] if str(error) else "it ends early"
         raise UserError(f"{path}: not a whole PyTorch file ({type(error).__name__}: {reason}): copy it again") from None
-    tensors = {}
-    for name, value in _unwrapped(content, path).items():
+    return content
+
+
+def _arrays(tensors: dict[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """Tensors of either library as NumPy arrays, floating-point ones in float32."""
+    arrays = {}
+    for name, value in tensors.items():
+        if isinstance(value, np.ndarray):
+            arrays[str(name)] = value.astype(np.float32) if value.dtype in (np.float16, np.float64) else value
+            continue
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: '{name}' is a {type(value).__name__}, not a tensor: give the state dict alone")
         if value.layout != torch.strided or value.is_quantized:
             raise UserError(f"{path}: '{name}' is sparse or quantised: convert it to a plain float32 tensor first")
+        if value.dtype in (torch.float16, torch.bfloat16, torch.float64):
+            value = value.float()
         try:
-            tensors[str(name)] = value.detach().numpy()
-        except (TypeError, RuntimeError):  # bfloat16 and others that NumPy has not; tensors without values
+            arrays[str(name)] = value.detach().numpy()
+        except (TypeError, RuntimeError):  # float8 and others that NumPy has not; tensors without values
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"{path}: '{name}' is {kind}: convert the weights to float32 first") from None
-    return tensors
+    return arrays
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Any]:
-    for _ in WRAPPERS:
-        inner = next((content[key] for key in WRAPPERS if isinstance(content, dict) and key in content), None)
-        content = content if inner is None else inner
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict or a checkpoint with one")
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except TypeError as error:  # NumPy has no bfloat16
-        raise UserError(f"{path}: holds a type of number that is not read ({error}): convert it to float32") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}): copy it again") from None
+
+
+def _read_paddle(path: Path) -> dict[str, Any]:
+    """A dictionary that `paddle.save` wrote; the parameters of an exported model have the same suffix .pdiparams."""
+    with open(path, "rb") as stream:
+        is_pickle = stream.read(1) == b"\x80"
+    if path.suffix == ".pdiparams" and not is_pickle:
+        raise UserError(f"{path}: the parameters of an exported model, without names: give what paddle.save wrote")
+    content = load_without_code(path)
+    is_wrapped = any(isinstance(value, dict) for name, value in content.items() if name != _NAME_TABLE)
+    # Entries that are no arrays, Paddle's table of parameter names, are left out.
+    return content if is_wrapped else {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -154,15 +205,3 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if strangers:
         raise UserError(f"{path}: '{strangers[0]}' in it is no array: give an .npz file of arrays alone")
     return arrays
-
-
-def _without_prefixes(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    plain = {}
-    for name, value in tensors.items():
-        short = name.replace("_orig_mod.", "")
-        while short.startswith("module."):
-            short = short.removeprefix("module.")
-        if short in plain:
-            raise UserError(f"{path}: '{name}' and another tensor are both called '{short}': keep one of them")
-        plain[short] = value
-    return plain

@@ -40,7 +40,7 @@ class Mark:
 
 def craft(path, mark):
     """Saves a file of the path's kind that leaves a mark where it is unpickled."""
-    if path.suffix == ".pth":
+    if path.suffix in (".pth", ".bin", ".ckpt"):
         torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}, "epoch": Mark(mark)}, path)
     elif path.suffix == ".tar":
         torch.save({"state_dict": Mark(mark)}, path, _use_new_zipfile_serialization=False)
@@ -68,8 +68,12 @@ def test_each_crafted_file_would_leave_its_mark(mark, tmp_path):
     readers = {
         ".pth": lambda path: torch.load(path, weights_only=False),
         ".tar": lambda path: torch.load(path, weights_only=False),
+        ".bin": lambda path: torch.load(path, weights_only=False),
+        ".ckpt": lambda path: torch.load(path, weights_only=False),
         ".npz": lambda path: np.load(path, allow_pickle=True)["conv1.weight"],
         ".pdparams": lambda path: pickle.loads(path.read_bytes()),
+        ".pdema": lambda path: pickle.loads(path.read_bytes()),
+        ".pdiparams": lambda path: pickle.loads(path.read_bytes()),
         ".safetensors": lambda path: pickle.loads(path.read_bytes()),  # it only calls itself so
     }
     assert readers.keys() | {".pt"} == set(READ_SUFFIXES)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import pickle
@@ -106,6 +107,32 @@ def test_the_number_of_classes_is_the_weights(out, tmp_path):
     assert paddle.load(str(out))["fc.weight"].shape == [8, 11]
 
 
+def test_averaged_half_precision_weights_without_a_classifier(out, tmp_path, monkeypatch, capsys):
+    """As a backbone for segmentation comes out of somebody's training: timm's layout, half precision, no head."""
+    raw, averaged = (
+        {name: value.half() if value.is_floating_point() else value for name, value in tiny_weights(seed=seed).items()}
+        for seed in (0, 1)
+    )
+    headless = {name: value for name, value in averaged.items() if not name.startswith("fc.")}
+    path = tmp_path / "tiny.pth"
+    torch.save({"state_dict": raw, "state_dict_ema": headless, "epoch": 3}, path)
+    arch = dataclasses.replace(tiny_arch(tmp_path), head_optional=True)
+    assert run(monkeypatch, "--arch", "tiny", "--weights", path, "--out", out, "--ema", arch=arch) == 0
+    printed = capsys.readouterr().out
+    notes = yaml.safe_load(out.with_name("tiny.pdparams.card.yaml").read_text())["source"]["notes"]
+    assert len(notes) == 3 and all(f"{path}: {note}" in printed for note in notes)
+    assert notes[0] == "the averaged weights 'state_dict_ema'"
+    assert notes[1].endswith("tensors of float16 became float32") and notes[2].startswith("no classifier")
+    written = paddle.load(str(out))
+    assert not any(name.startswith("fc.") for name in written)
+    np.testing.assert_array_equal(written["conv1.weight"].numpy(), averaged["conv1.weight"].float().numpy())
+    out.unlink()
+    strict = tiny_arch(tmp_path)
+    assert run(monkeypatch, "--arch", "tiny", "--weights", path, "--out", out, "--ema", arch=strict) == 1
+    assert "tensors are missing (fc.bias, fc.weight)" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_random_weights_are_the_same_every_time(out, tmp_path, monkeypatch):
     arch = tiny_arch(tmp_path)
     assert run(monkeypatch, "--arch", "tiny", "--weights", "random", "--out", out, arch=arch) == 0
@@ -128,10 +155,8 @@ def break_file(kind, path):
         del weights["blocks.1.1.running_var"]
     elif kind == "extra":
         weights["blocks.2.0.weight"] = torch.zeros(3)
-    elif kind == "half":
-        weights["blocks.0.0.weight"] = weights["blocks.0.0.weight"].half()
-    elif kind == "bfloat16":
-        weights["blocks.0.0.weight"] = weights["blocks.0.0.weight"].bfloat16()
+    elif kind == "float8":
+        weights["blocks.0.0.weight"] = weights["blocks.0.0.weight"].to(torch.float8_e5m2)
     elif kind == "shape":
         weights["conv1.weight"] = weights["conv1.weight"][:, :1]
     elif kind == "nan":
@@ -147,8 +172,7 @@ def break_file(kind, path):
     [
         ("missing", r"1 of 21 tensors are missing (blocks.1.1.running_var), 0 are not known"),
         ("extra", r"0 of 21 tensors are missing (none), 1 are not known (blocks.2.0.weight)"),
-        ("half", "'blocks.0.0.weight' is float16: convert the weights to float32"),
-        ("bfloat16", "'blocks.0.0.weight' is bfloat16: convert the weights to float32"),
+        ("float8", "'blocks.0.0.weight' is float8_e5m2: convert the weights to float32"),
         ("shape", "'conv1.weight' is (8, 1, 3, 3), the network has (8, 3, 3, 3)"),
         ("nan", "'conv1.bias' holds values that are not finite"),
         ("truncated", "broken.pth: not a whole PyTorch file"),
@@ -229,7 +253,8 @@ def test_check_proves_a_file_from_elsewhere(checkpoint, out, tmp_path, monkeypat
     message = broken(**{"hidden.weight": ported["hidden.weight"].T.copy()})
     assert "stage 'hidden'" in message and "'hidden.weight' is not 'hidden.weight'" in message
     assert "1 are not known (fc.scale)" in broken(**{"fc.scale": np.zeros(1, np.float32)})
-    assert "'fc.bias' is float16" in broken(**{"fc.bias": ported["fc.bias"].astype(np.float16)})
+    rounded = broken(**{"fc.bias": ported["fc.bias"].astype(np.float16)})
+    assert "in layer 'fc'" in rounded and "1 tensors differ: 'fc.bias'" in rounded
     assert "'fc.bias' is (4,), the network has (5,)" in broken(**{"fc.bias": ported["fc.bias"][:4]})
 
 
@@ -239,7 +264,7 @@ def test_check_proves_a_file_from_elsewhere(checkpoint, out, tmp_path, monkeypat
         (["--arch", "resnet51", "--weights", "random"], "did you mean 'resnet50'"),
         (["--arch", "resnet18"], "needs --weights FILE, or --weights random"),
         (["--arch", "resnet18", "--weights", "none.pth"], "no weight file none.pth"),
-        (["--arch", "resnet18", "--weights", "w.h5"], "'.h5' is no kind of weight file"),
+        (["--arch", "resnet18", "--weights", "w.h5"], "'.h5' files are not read here"),
         (["--arch", "resnet18", "--weights", "random", "--out", "w.onnx"], "use .pdparams or .safetensors"),
         (["--arch", "resnet18", "--weights", "random", "--source", "timm"], "valid: torchvision"),
         (["--arch", "resnet18", "--weights", "random", "--image", "none.jpg"], "none.jpg: there is no such file"),

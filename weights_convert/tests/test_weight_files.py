@@ -1,7 +1,7 @@
 import pickle
 
 from common.cli import UserError
-from weights_convert.weight_files import read_weights, write_weights
+from weights_convert.weight_files import read_weight_file, read_weights, write_weights
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_a_truncated_file_is_one_line(kind, kept, tmp_path):
         ([torch.zeros(1)], "holds a list"),
         (torch.zeros(1), "holds a Tensor"),
         ({"a": torch.zeros(1), "epoch": 3}, "'epoch' is a int, not a tensor"),
-        ({"a": torch.zeros(1, dtype=torch.bfloat16)}, "'a' is bfloat16"),
+        ({"a": torch.zeros(1, dtype=torch.float8_e5m2)}, "'a' is float8_e5m2"),
         ({"a": torch.zeros(2, 2).to_sparse()}, "'a' is sparse"),
     ],
 )
@@ -95,7 +95,39 @@ def test_other_content_is_named(content, message, tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
-def test_bfloat16_in_safetensors_is_named(tmp_path):
-    safetensors.torch.save_file({"a": torch.zeros(1, dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="convert it to float32"):
-        read_weights(tmp_path / "w.safetensors")
+@pytest.mark.parametrize("kind", [".pth", ".bin", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(kind, dtype, tmp_path):
+    path = tmp_path / f"w{kind}"
+    content = {"a": torch.tensor([1.5, -0.25], dtype=dtype), "b": torch.tensor([3.0]), "n": torch.tensor(7)}
+    safetensors.torch.save_file(content, path) if kind == ".safetensors" else torch.save(content, path)
+    file = read_weight_file(path)
+    assert (file.tensors["a"].dtype, file.tensors["a"].tolist()) == (np.float32, [1.5, -0.25])
+    assert file.tensors["n"].dtype == np.int64
+    assert file.notes == (f"1 tensors of {str(dtype).removeprefix('torch.')} became float32",)
+
+
+def test_what_paddle_saved_is_read_by_its_content(tmp_path):
+    """The STDC seed names pretrained/STDCNet1446_76.47.pdiparams, which `paddle.save` wrote."""
+    arrays = {name: value.numpy() for name, value in TENSORS.items()}
+    path = tmp_path / "w.pdiparams"
+    path.write_bytes(pickle.dumps(arrays))
+    assert read_weights(path).keys() == arrays.keys()
+    path.write_bytes(b"\0\0\0\0 the combined parameters of an exported model")
+    with pytest.raises(UserError, match=r"w.pdiparams: the parameters of an exported model, without names"):
+        read_weights(path)
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(
+        pickle.dumps({"model": arrays, "ema": {name: np.asarray(value + 1) for name, value in arrays.items()}})
+    )
+    assert read_weight_file(path).tensors["n"] == 7
+    assert read_weight_file(path, ema=True).tensors["n"] == 8
+
+
+def test_averaged_weights_on_request(tmp_path):
+    averaged = {f"module.{name}": value + 1 for name, value in TENSORS.items()} | {"n_averaged": torch.tensor(4)}
+    torch.save({"model": TENSORS, "model_ema": averaged, "epoch": 3}, tmp_path / "w.pth")
+    plain, ema = read_weight_file(tmp_path / "w.pth"), read_weight_file(tmp_path / "w.pth", ema=True)
+    assert plain.tensors["a.bias"].tolist() == [1.5, 0.0] and ema.tensors["a.bias"].tolist() == [2.5, 1.0]
+    assert plain.notes == ("'model', not the averaged weights 'model_ema' beside it",)
+    assert ema.notes == ("the averaged weights 'model_ema'",)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
+from common.weights.wrappers import plain_names, unwrap
 
 import safetensors
 import safetensors.torch
@@ -25,7 +26,6 @@ DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 VGGS = ("vgg16", "vgg16_bn")
 BACKBONES = (*RESNETS, "resnet50_half", *DENSENETS, *VGGS, "xception65")
 STAGE_STRIDES = (4, 8, 16, 32)
-WRAPPERS = ("state_dict", "model")  # where a checkpoint of training holds its weights
 # What a file of ImageNet weights holds for the classifier, which is not built here.
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.")
 
@@ -105,8 +105,8 @@ def load_imagenet_weights(network: nn.Module, path: str) -> None:
 def read_tensors(path: str) -> dict[str, torch.Tensor]:
     """Reads a file of ImageNet weights, running nothing that it holds.
 
-    Takes the weights out of a checkpoint that holds them as "state_dict" or "model", and the prefixes "module." and
-    "_orig_mod." (of data-parallel and compiled models) off their names.
+    Takes the weights out of a checkpoint of training and the prefixes of wrapped models off their names, see
+    `common.weights.wrappers`. Beside averaged weights it takes the others, and says so.
 
     Raises:
         UserError: No such file, or no tensors in it.
@@ -125,29 +125,15 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path}: holds more than tensors, it is not read ({type(error).__name__}): give a state dict"
         ) from None
-    stored = _unwrapped(stored)
-    is_plain = isinstance(stored, dict) and all(isinstance(name, str) for name in stored)
-    if not is_plain or not all(_is_plain_tensor(value) for value in stored.values()):
-        raise UserError(f"{path}: is no dictionary of tensors: give a file of weights alone")
+    tensors, note = unwrap(stored, path)
+    if note is not None:
+        print(f"{path}: {note}")
+    is_plain = all(isinstance(name, str) for name in tensors)
+    if not is_plain or not all(_is_plain_tensor(value) for value in tensors.values()):
+        raise UserError(f"{path}: holds more than named tensors: give a file of weights alone")
+    names = plain_names(tensors, path)
     # torchvision's DenseNet files name layers "norm.1" where its code of today says "norm1".
-    plain = {_without_inner_dot(_without_prefixes(name)): value for name, value in stored.items()}
-    if len(plain) < len(stored):
-        raise UserError(f"{path}: holds tensors twice, with and without 'module.' or '_orig_mod.': keep one of each")
-    return plain
-
-
-def _unwrapped(stored: object) -> object:
-    for _ in WRAPPERS:  # one may lie in the other
-        key = next((key for key in WRAPPERS if isinstance(stored, dict) and isinstance(stored.get(key), dict)), None)
-        stored = stored if key is None else stored[key]
-    return stored
-
-
-def _without_prefixes(name: str) -> str:
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
+    return {_without_inner_dot(names[name]): value for name, value in tensors.items()}
 
 
 def _is_plain_tensor(value: object) -> bool:

@@ -144,9 +144,9 @@ class Runs:
         ),
         (lambda t: {k: v for k, v in t.items() if k != "layer4.1.bn2.bias"}, "lacks 1 tensors, first 'layer4.1.bn2.b"),
         (lambda t: t | {"layer5.weight": torch.zeros(3)}, "has besides 1 tensors, first 'layer5.weight'"),
-        (lambda t: {"weights": t}, "no dictionary of tensors"),
-        (lambda t: {"state_dict": None}, "no dictionary of tensors"),
-        (lambda t: t | {"module.bn1.weight": t["bn1.weight"]}, "holds tensors twice"),
+        (lambda t: {"weights": t}, "holds more than named tensors"),
+        (lambda t: {"state_dict": None}, "holds more than named tensors"),
+        (lambda t: t | {"module.bn1.weight": t["bn1.weight"]}, "holds a tensor twice"),
         (lambda t: {"weights": Runs()}, "holds more than tensors"),
     ],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from common.cli import UserError, did_you_mean
+from common.weights.wrappers import plain_names, unwrap
 
 import safetensors.torch
 import torch
@@ -19,7 +20,6 @@ from torch import nn
 
 WIDTHS = (64, 128, 256, 512)
 CLASSIFIERS = ("fc.", "classifier.")
-WRAPPERS = ("state_dict", "model")  # where a checkpoint of training holds its weights
 
 
 class BasicBlock(nn.Module):
@@ -153,8 +153,8 @@ def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
 def _read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The tensors of a weight file.
 
-    Those of a checkpoint of training, under "state_dict" or "model", are taken out of it, and the prefixes "module."
-    and "_orig_mod." (of data-parallel and compiled models) off their names.
+    Those of a checkpoint of training are taken out of it and the prefixes of wrapped models off their names, see
+    `common.weights.wrappers`. Beside averaged weights the others are taken, and it is said.
     """
     try:
         if str(path).endswith(".safetensors"):
@@ -167,28 +167,14 @@ def _read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path}: not a file of weights ({' '.join(str(error).split())[:80]}): give a whole state dict"
         ) from None
-    tensors = _unwrapped(tensors)
-    is_plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    tensors, note = unwrap(tensors, path)
+    if note is not None:
+        print(f"{path}: {note}")
+    is_plain = all(isinstance(name, str) for name in tensors)
     if not is_plain or not all(_is_plain_tensor(value) for value in tensors.values()):
-        raise UserError(f"{path}: is no dictionary of tensors: give a file of weights alone")
-    plain = {_without_prefixes(name): value for name, value in tensors.items()}
-    if len(plain) < len(tensors):
-        raise UserError(f"{path}: holds tensors twice, with and without 'module.' or '_orig_mod.': keep one of each")
-    return plain
-
-
-def _unwrapped(stored: object) -> object:
-    for _ in WRAPPERS:  # one may lie in the other
-        key = next((key for key in WRAPPERS if isinstance(stored, dict) and isinstance(stored.get(key), dict)), None)
-        stored = stored if key is None else stored[key]
-    return stored
-
-
-def _without_prefixes(name: str) -> str:
-    name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
+        raise UserError(f"{path}: holds more than named tensors: give a file of weights alone")
+    names = plain_names(tensors, path)
+    return {names[name]: value for name, value in tensors.items()}
 
 
 def _is_plain_tensor(value: object) -> bool:
