@@ -4,11 +4,14 @@
         config.yaml    the experiment, complete
         env.json       versions, machine, commit, command, what the run needs to be told apart from others
         train.csv      one row per logged step
-        eval.csv       one row per evaluation: protocol, split and scores
+        eval.csv       one row per evaluation: protocol, split and scores; for the test split also the checkpoint
         per_class.csv  one row per evaluation and class
         curve.png      mIoU and loss in validation and the training loss against iterations
 
 Rows are appended and flushed one by one, so a killed run keeps what it had; a half-written last line is no row.
+
+The test split measures and chooses nothing: eval.py evaluates it once per finished run, with the checkpoint that was
+best on val, and adds the row to the run's own eval.csv (`plan_scores`).
 """
 
 from __future__ import annotations
@@ -19,25 +22,32 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
+from common.config.strict_yaml import load_yaml
 from common.files import atomic_write, sha256_of
 from common.runs.curve import draw_curve
 from common.runs.environment import RunEnvironment, run_id
 from common.runs.reading import read_run
 from common.runs.tables import (
+    CHECKPOINT_COLUMNS,
     EVAL_COLUMNS,
     PER_CLASS_COLUMNS,
+    TEST,
     Evaluation,
+    Row,
     cut_half_line,
     eval_row,
     per_class_rows,
     read_csv,
 )
 
-__all__ = ["Evaluation", "RunLog", "print_scores", "run_id"]
+__all__ = ["Evaluation", "RunLog", "plan_scores", "print_scores", "run_id"]
+
+_RUN_FILES = ("config.yaml", "env.json", "eval.csv")
 
 
 class RunLog:
@@ -89,13 +99,11 @@ class RunLog:
         for name, rows in tables.items():
             columns = self._columns[name]
             unknown = [key for key in (rows[0] if rows else ()) if key not in columns]
-            if unknown or (rows and name != "train.csv" and len(rows[0]) < len(columns)):
+            needed = [key for key in columns if name != "train.csv" and key not in CHECKPOINT_COLUMNS]
+            if unknown or (rows and any(key not in rows[0] for key in needed)):
                 raise UserError(f"{self.folder / name}: the columns must be {','.join(columns)}: restore the file")
         for name, rows in tables.items():
-            with atomic_write(self.folder / name) as stream:
-                writer = csv.DictWriter(stream, self._columns[name], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(row for row in rows if int(row["step"]) <= step)
+            self._write(name, [row for row in rows if int(row["step"]) <= step])
 
     def log_train(self, row: Mapping[str, Any]) -> None:
         """Appends one row to train.csv."""
@@ -108,13 +116,32 @@ class RunLog:
         self._append("eval.csv", [eval_row(step, split, protocol, evaluation, class_names)])
         self._append("per_class.csv", per_class_rows(step, split, evaluation.matrix, class_names))
 
+    def log_test(
+        self, step: int, protocol: str, evaluation: Evaluation, class_names: Sequence[str], checkpoint: Path
+    ) -> None:
+        """Adds the evaluation of the test split to a run's own files, with the checkpoint's name and SHA-256."""
+        run = read_run(self.folder)
+        whole = run.per_class[: len(run.eval) * len(class_names)]  # a killed call may have left rows of no evaluation
+        digest = {"checkpoint": checkpoint.name, "checkpoint_sha256": sha256_of(checkpoint)}
+        row = eval_row(step, TEST, protocol, evaluation, class_names) | digest
+        self._write("per_class.csv", [*whole, *per_class_rows(step, TEST, evaluation.matrix, class_names)])
+        self._write("eval.csv", [*run.eval, row])
+
     def draw_curve(self, title: str) -> None:
         """Draws curve.png from the rows so far."""
         draw_curve(read_run(self.folder), self.folder / "curve.png", title)
 
+    def _write(self, name: str, rows: Sequence[Row]) -> None:
+        with atomic_write(self.folder / name) as stream:
+            writer = csv.DictWriter(stream, self._columns[name], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         path = self.folder / name
         columns = self._columns[name]
+        if name == "eval.csv" and (known := read_csv(path)) and CHECKPOINT_COLUMNS[0] not in known[0]:
+            self._write(name, known)  # a file of an older version
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +154,80 @@ class RunLog:
         except OSError as error:
             error.filename = error.filename or str(path)
             raise
+
+
+@dataclass(frozen=True)
+class ScoreFiles:
+    """Where the scores of one evaluation go.
+
+    Attributes:
+        folder: With eval.csv and per_class.csv; made if missing.
+        weights: The checkpoint that is evaluated.
+        step: Its step.
+        split: What it is evaluated on.
+        in_run: Whether `folder` is the run's own.
+    """
+
+    folder: Path
+    weights: Path
+    step: int
+    split: str
+    in_run: bool
+
+    def write(self, protocol: object, evaluation: Evaluation, class_names: Sequence[str]) -> None:
+        """Writes the rows and prints where; `protocol` is anything that prints itself."""
+        log = RunLog(self.folder)
+        if self.in_run:
+            log.log_test(self.step, str(protocol), evaluation, class_names, self.weights)
+        else:
+            log.log_eval(self.step, self.split, str(protocol), evaluation, class_names)
+        print(f"written: {self.folder}/eval.csv, {self.folder}/per_class.csv")
+
+
+def plan_scores(
+    weights: str | os.PathLike, step: int, split: str, output: str | os.PathLike | None, protocol_name: str
+) -> ScoreFiles:
+    """Decides where the scores go: `output`, else the run's own files for its test score, else a folder beside.
+
+    Args:
+        weights: Checkpoint to be evaluated.
+        step: Its step.
+        split: What it is evaluated on.
+        output: Folder that the user named, if any.
+        protocol_name: Short name of the protocol, for the folder `eval_<split>_<protocol>` beside the weights.
+
+    Raises:
+        UserError: The test score would belong to the run, but was measured before, or with another checkpoint than the
+            best on val, or the training has not come to its end.
+    """
+    weights = Path(weights)
+    folder = weights.parent
+    if output is None and split == TEST and all((folder / name).is_file() for name in _RUN_FILES):
+        _check_test(folder, weights, step)
+        return ScoreFiles(folder, weights, step, split, in_run=True)
+    chosen = Path(output) if output is not None else folder / f"eval_{split}_{protocol_name}"
+    return ScoreFiles(chosen, weights, step, split, in_run=False)
+
+
+def _check_test(folder: Path, weights: Path, step: int) -> None:
+    instead = "--output DIR measures without recording"
+    run = read_run(folder)
+    if len(run.validations) < len(run.eval):
+        raise UserError(f"{folder}/eval.csv: has a test score already, and test is evaluated once per run: {instead}")
+    best = run.best()
+    if best is None:
+        raise UserError(f"{folder}/eval.csv: no validation score yet, so no checkpoint was chosen: {instead}")
+    config = load_yaml(run.config_text, str(folder / "config.yaml"))
+    train = config.get("train") if isinstance(config, dict) else None
+    planned = train.get("iters") if isinstance(train, dict) else None
+    last = int(run.validations[-1]["step"])
+    if isinstance(planned, int) and last < planned:
+        raise UserError(f"{folder}: at step {last} of {planned}: finish it with train.py --resume first, or {instead}")
+    if step != int(best["step"]):
+        raise UserError(
+            f"{weights}: of step {step}, but val was best at step {best['step']}: give that checkpoint "
+            f"(best.safetensors), or {instead}"
+        )
 
 
 def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: object, split: str) -> None:

@@ -2,10 +2,14 @@
 
     python results/record.py projects/stdc_seg/output/quickstart_s0_20261121_3c5f26a
 
-Copied are config.yaml, env.json, train.csv, eval.csv, per_class.csv, curve.png, and what eval.py left in eval_*/ below;
-weights stay where they are. Refused is a run with an empty field, with files that contradict each other, that has not
-reached its last iteration, or whose code nobody can look up: files that differed from the commit, or a commit that this
-repository does not have. `--unknown-code` takes such a run all the same; its env.json says what is known.
+Copies config.yaml, env.json, train.csv, eval.csv, per_class.csv, curve.png, and what eval.py left in eval_*/ below;
+weights stay where they are. Refuses a run that has an empty field, that has files which contradict each other, that has
+not reached its last iteration, that saw two data sets, or whose code cannot be looked up: files that differed from the
+commit, or a commit that this repository does not have. `--unknown-code` takes the last kind all the same; env.json says
+what is known.
+
+The score of the test split (`eval.py --split test`) is taken along; of a run that is recorded already it is added, and
+nothing else of it is changed. Refuses a test score of another checkpoint than the best on val, and a second one.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ import tempfile
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
+from common.files import atomic_write, sha256_of
 from common.run_log import run_id
-from common.runs.reading import read_run
+from common.runs.reading import Run, read_run
+from common.runs.tables import CHECKPOINT_COLUMNS, TEST
 from results.recorded_runs import EVAL_FILES, RUN_FILES, RecordedRun, read_recorded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,13 +54,20 @@ def record(folder: Path, root: Path, unknown_code: bool = False) -> Path:
         raise UserError(f"{folder}/env.json: there is no project '{run.project}'")
     _check_name(run)
     _check_training(run)
+    _check_data(run)
+    _check_checkpoint(run)
     if not unknown_code:
         _check_commit(run, root)
     files = [Path(name) for name in RUN_FILES]
     files += [extra.relative_to(folder) / name for extra in sorted(folder.glob("eval_*/")) for name in EVAL_FILES]
     target = root / "results" / "runs" / run.project / run.name
     if target.exists():
-        _check_same(folder, target, files)
+        if not _adds_test_score(folder, target):
+            _check_same(folder, target, files)
+            return target
+        for name in EVAL_FILES[::-1]:  # eval.csv last: without its row the others are of no evaluation
+            with atomic_write(target / name, "wb") as stream:
+                stream.write((folder / name).read_bytes())
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".recording") as scratch:
@@ -88,6 +101,36 @@ def _check_training(run: RecordedRun) -> None:
     planned = run.config.get("train", {}).get("iters")
     if not rows or int(rows[-1]["step"]) != planned or run.iters != planned:
         raise UserError(f"{run.folder}: at step {run.iters} of {planned}: finish it with train.py --resume first")
+
+
+def _check_data(run: RecordedRun) -> None:
+    """That every step and every evaluation saw the data set of env.json."""
+    rows = read_run(run.folder).validations
+    for row in rows:
+        if int(row["images"]) != run.env["val_images"]:
+            raise UserError(
+                f"{run.folder}/eval.csv, step {row['step']}: {row['images']} images, but env.json says "
+                f"{run.env['val_images']}: the run saw two data sets: train it again on one"
+            )
+
+
+def _check_checkpoint(run: RecordedRun) -> None:
+    """That the test score is of the checkpoint that lies here, where it does."""
+    for row in read_run(run.folder).eval:
+        path = run.folder / Path(row.get("checkpoint") or "").name
+        if row["split"] == TEST and path.is_file() and sha256_of(path) != row["checkpoint_sha256"]:
+            raise UserError(f"{path}: is not the checkpoint of the test score in eval.csv (its SHA-256 is another)")
+
+
+def _adds_test_score(folder: Path, target: Path) -> bool:
+    """Whether the run is the recorded one with a test score that is not recorded yet."""
+
+    def parts(run: Run) -> list:
+        rows = [{k: v for k, v in row.items() if k not in CHECKPOINT_COLUMNS} for row in run.validations]
+        return [run.config_text, run.env, run.train, rows, [row for row in run.per_class if row["split"] != TEST]]
+
+    new, old = read_run(folder), read_run(target)
+    return len(old.validations) == len(old.eval) < len(new.eval) and parts(new) == parts(old)
 
 
 def _check_commit(run: RecordedRun, root: Path) -> None:

@@ -1,6 +1,7 @@
 """Run folders, read and checked: `results/runs/<project>/<run>/` as `common.run_log` wrote them.
 
 A run may hold folders `eval_*/` beside its files: what eval.py measured with the run's weights under other protocols.
+Its own eval.csv may hold one row of the test split, measured with the checkpoint that was best on val.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from common.cli import UserError, shown
 from common.config.strict_yaml import load_yaml
 from common.runs.environment import RunEnvironment
 from common.runs.reading import read_run
-from common.runs.tables import EVAL_COLUMNS, PER_CLASS_COLUMNS
+from common.runs.tables import CHECKPOINT_COLUMNS, EVAL_COLUMNS, PER_CLASS_COLUMNS, TEST
 
 RUN_FILES = ("config.yaml", "env.json", "train.csv", "eval.csv", "per_class.csv", "curve.png")
 EVAL_FILES = ("eval.csv", "per_class.csv")
@@ -27,6 +28,7 @@ ENV_KEYS = RunEnvironment.needed()
 """Keys of env.json that may not be empty, and what they hold."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 """Projects, configs and runs are called so: names that are folders, addresses and words of a command."""
+SHA256 = re.compile("[0-9a-f]{64}")
 SAME_PERCENT = 0.01  # mIoU of one checkpoint measured twice
 SCOPES = ("full", "reduced", "smoke")
 
@@ -63,12 +65,23 @@ class Series:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run folder that has passed `check`."""
+    """A run folder that has passed all checks.
+
+    Attributes:
+        folder: Its folder.
+        config_text: config.yaml.
+        env: env.json.
+        series: Of validation: that of the training first, then those of eval_*/.
+        test: Of the test split: one evaluation, with the checkpoint that was best in the first series; or None.
+        checkpoint_sha256: Of that checkpoint; "" without a test score.
+    """
 
     folder: Path
     config_text: str
     env: dict[str, Any]
     series: tuple[Series, ...]
+    test: Series | None = None
+    checkpoint_sha256: str = ""
 
     @property
     def project(self) -> str:
@@ -125,18 +138,43 @@ def read_recorded(folder: Path) -> RecordedRun:
     run = read_run(folder)
     _check_env(folder, run.env)
     classes = run.env["class_names"]
+    tests = sum(1 for row in run.eval if row.get("split") == TEST)
+    if tests > 1:
+        raise UserError(f"{folder}/eval.csv: {tests} test rows: test is evaluated once per run: restore the file")
     series = list(_series_of(folder, run.eval, run.per_class, classes))
+    test = next((entry for entry in series if entry.split == TEST), None)
+    digest = _check_test(folder, run.eval, series)
+    series = [entry for entry in series if entry.split != TEST]
     for extra in sorted(folder.glob("eval_*/")):
         tables = [_read_csv(extra / name) for name in EVAL_FILES]
         for entry in _series_of(extra, *tables, classes):
+            if entry.split == TEST:
+                raise UserError(f"{extra}: a test score belongs into the run's own eval.csv, once: remove the folder")
             known = next((s for s in series if (s.split, s.protocol) == (entry.split, entry.protocol)), None)
             if known is None:
                 series.append(entry)
             else:
                 _check_agreement(extra, entry, known)
-    recorded = RecordedRun(folder, run.config_text, run.env, tuple(series))
+    recorded = RecordedRun(folder, run.config_text, run.env, tuple(series), test, digest)
     _check_config(folder, recorded.config)
     return recorded
+
+
+def _check_test(folder: Path, rows: list[CsvRow], series: list[Series]) -> str:
+    """That there is at most one test row, of the checkpoint that was best on val; returns that checkpoint's SHA-256."""
+    where = f"{folder}/eval.csv"
+    tests = [row for row in rows if row["split"] == TEST]
+    if not series or series[0].split == TEST:
+        raise UserError(f"{where}: begins with the test split: the checkpoint is chosen on val")
+    if not tests:
+        return ""
+    (row,) = tests
+    if not row.get("checkpoint") or not SHA256.fullmatch(row.get("checkpoint_sha256") or ""):
+        raise UserError(f"{where}: the test row does not say its checkpoint and its SHA-256: measure it with eval.py")
+    best = series[0].best.step
+    if int(row["step"]) != best:
+        raise UserError(f"{where}: test was measured at step {row['step']}, but val was best at step {best}")
+    return row["checkpoint_sha256"]
 
 
 def _check_agreement(folder: Path, again: Series, known: Series) -> None:
@@ -183,7 +221,9 @@ def _series_of(
     folder: Path, evaluations: list[CsvRow], per_class: list[CsvRow], classes: list[str]
 ) -> Iterator[Series]:
     """Checks the rows against each other and sorts them by split and protocol."""
-    _check_columns(folder / "eval.csv", evaluations, EVAL_COLUMNS, may_be_empty=("absent_classes",))
+    old = tuple(key for key in EVAL_COLUMNS if key not in CHECKPOINT_COLUMNS)
+    columns = old if evaluations and tuple(evaluations[0]) == old else EVAL_COLUMNS
+    _check_columns(folder / "eval.csv", evaluations, columns, may_be_empty=("absent_classes", *CHECKPOINT_COLUMNS))
     _check_columns(folder / "per_class.csv", per_class, PER_CLASS_COLUMNS)
     if len(per_class) != len(evaluations) * len(classes):
         raise UserError(f"{folder}/per_class.csv: {len(per_class)} rows are not {len(classes)} for each evaluation")

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.runs.reading import read_run
+from common.runs.tables import CHECKPOINT_COLUMNS, TEST
 from results.experiments import read_experiments
 from results.paper_numbers import read_numbers
 from results.recorded_runs import RecordedRun, read_recorded, read_runs
@@ -33,7 +34,7 @@ from results.table_rows import TableRow, make_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE_KEYS = ("system", "cpu", "device", "threads", "processes", "python", "packages")
-NOT_SCORES = ("seconds",)
+NOT_SCORES = ("seconds", *CHECKPOINT_COLUMNS)
 
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -125,8 +126,10 @@ def recipe(run: RecordedRun) -> str:
 def compare_runs(stored: Path, again: Path) -> list[str]:
     """A line for every score and logged loss of two run folders that is not the same to the digit."""
     old, new = read_run(stored), read_run(again)
-    lines = _differences("eval.csv", old.eval, new.eval, [key for key in old.eval[0] if key not in NOT_SCORES])
-    lines += _differences("per_class.csv", old.per_class, new.per_class, list(old.per_class[0]))
+    keys = [key for key in old.eval[0] if key not in NOT_SCORES]
+    lines = _differences("eval.csv", old.validations, new.validations, keys)
+    classes = [[row for row in run.per_class if row["split"] != TEST] for run in (old, new)]
+    lines += _differences("per_class.csv", *classes, list(old.per_class[0]))
     return lines + _differences("train.csv", old.train, new.train, ["step", "loss"])
 
 

@@ -32,7 +32,7 @@ def write_run(parent, name="quickstart_s0_20261121_0123456", classes=("a", "b"),
     (folder / "env.json").write_text(json.dumps(values | env))
     (folder / "curve.png").write_bytes(b"x")
     write_table(folder / "train.csv", ("step", "loss", "learning_rate", "step_time_s"), [(2, 1.0, 0.1, 0.1)])
-    rows = [(step, word, word, 1, 50.0, *[50.0] * 5, "", 0.5, 1.0) for step in (1, 2)]
+    rows = [(step, word, word, 1, 50.0, *[50.0] * 5, "", 0.5, 1.0, "", "") for step in (1, 2)]
     write_table(folder / "eval.csv", EVAL_COLUMNS, rows)
     per_class = [(step, word, i, name, 50.0, 50.0, 50.0) for step in (1, 2) for i, name in enumerate(classes)]
     write_table(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
-from common.runs.tables import Row, read_csv
+from common.runs.tables import TEST, Row, read_csv
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,14 @@ class Run:
     eval: list[Row] = field(default_factory=list)
     per_class: list[Row] = field(default_factory=list)
 
+    @property
+    def validations(self) -> list[Row]:
+        """The rows of eval.csv without that of the test split, which chooses nothing."""
+        return [row for row in self.eval if row.get("split") != TEST]
+
     def best(self) -> Row | None:
-        """The evaluation row with the highest mIoU, the earliest among equals."""
-        scored = [row for row in self.eval if row.get("miou_percent") not in (None, "", "nan")]
+        """The validation row with the highest mIoU, the earliest among equals."""
+        scored = [row for row in self.validations if row.get("miou_percent") not in (None, "", "nan")]
         return max(scored, key=lambda row: float(row["miou_percent"]), default=None)
 
 
@@ -63,9 +68,10 @@ def table_row(run: Run) -> str:
     best = run.best()
     if best is None:
         raise UserError(f"{run.folder}: no evaluation with a score yet")
+    last = run.validations[-1]
     cells = (
         *(run.env["project"], run.env["config"], f"{run.env['dataset']}, {best['split']}", best["protocol"]),
-        f"{float(best['miou_percent']):.2f} ({float(run.eval[-1]['miou_percent']):.2f})",
-        *(run.eval[-1]["step"], f"1 (seed {run.env['seed']})", run.env["scope"], run.folder.name),
+        f"{float(best['miou_percent']):.2f} ({float(last['miou_percent']):.2f})",
+        *(last["step"], f"1 (seed {run.env['seed']})", run.env["scope"], run.folder.name),
     )
     return f"| {' | '.join(cells)} |"

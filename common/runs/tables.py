@@ -16,7 +16,10 @@ from common.metrics import ConfusionMatrix
 EVAL_COLUMNS = (
     *("step", "split", "protocol", "images", "miou_percent", "pixel_accuracy_percent", "mean_accuracy_percent"),
     *("fwiou_percent", "mean_dice_percent", "kappa_percent", "absent_classes", "loss", "seconds"),
+    *("checkpoint", "checkpoint_sha256"),
 )
+CHECKPOINT_COLUMNS = EVAL_COLUMNS[-2:]  # filled in rows of the test split; files of older versions lack them
+TEST = "test"  # the split that is evaluated once per finished run, with the checkpoint that was best on val
 _NUMBERS = ("loss", "miou_percent")  # columns that are read as numbers here, where a table has them
 PER_CLASS_COLUMNS = ("step", "split", "class_id", "class_name", "iou_percent", "accuracy_percent", "dice_percent")
 

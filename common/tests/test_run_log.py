@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.metrics import ConfusionMatrix
-from common.run_log import Evaluation, RunLog, print_scores, run_id
+from common.run_log import Evaluation, RunLog, plan_scores, print_scores, run_id
 from common.runs.environment import RunEnvironment, environment, git_commit
 from common.runs.reading import TABLE_HEADER, read_run, table_row
 
@@ -205,3 +205,90 @@ def test_a_run_keeps_the_digests_of_what_it_started_from(tmp_path):
     assert RunLog(tmp_path / "other").start_digests(True, finetune="w") == {"finetune_sha256": None}
     (tmp_path / "run" / "env.json").write_text("[1]")
     assert RunLog(tmp_path / "run").start_digests(True, finetune="w") == {"finetune_sha256": None}
+
+
+@pytest.fixture
+def finished(log):
+    """A run of 4 steps that has come to its end, best at step 4, with that checkpoint."""
+    (log.folder / "config.yaml").write_text("train: {iters: 4}\n")
+    (log.folder / "best.safetensors").write_bytes(b"weights")
+    return log.folder
+
+
+def test_the_test_score_joins_the_run_with_its_checkpoint(finished, capsys):
+    before = read_run(finished)
+    scores = plan_scores(finished / "best.safetensors", 4, "test", None, "ss")
+    scores.write("ss", evaluation(3), NAMES)
+    run = read_run(finished)
+    assert f"written: {finished}/eval.csv" in capsys.readouterr().out
+    assert run.validations == before.eval
+    (row,) = run.eval[2:]
+    assert (row["split"], row["step"], row["checkpoint"]) == ("test", "4", "best.safetensors")
+    assert row["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert float(row["miou_percent"]) == pytest.approx(100 * (3 / 4 + 4 / 5) / 2, abs=1e-4)
+    assert [(r["split"], r["class_name"]) for r in run.per_class[6:]] == [("test", name) for name in NAMES]
+    assert run.best()["step"] == "4"  # though 77.5 % is more than nothing: test chooses nothing
+    with pytest.raises(UserError, match="eval.csv.*test score already.*--output"):
+        plan_scores(finished / "best.safetensors", 4, "test", None, "ss")
+
+
+def test_a_test_score_never_makes_a_checkpoint_the_best(finished):
+    RunLog(finished).log_eval(6, "val", "ss", evaluation(1), NAMES)  # step 4 has 100 %
+    RunLog(finished).log_test(2, "ss", evaluation(4), NAMES, finished / "best.safetensors")
+    run = read_run(finished)
+    assert run.best()["step"] == "4"
+    run.env.update(dict.fromkeys(("project", "config", "dataset", "seed", "scope"), "x"))
+    last = run.validations[-1]
+    assert (last["step"], last["split"]) == ("6", "val")
+    assert f"x, val | ss | 100.00 ({float(last['miou_percent']):.2f}) | 6 |" in table_row(run)
+
+
+@pytest.mark.parametrize(
+    ("step", "text", "message"),
+    [(2, "train: {iters: 4}", "best.safetensors: of step 2.*step 4"), (4, "train: {iters: 9}", "at step 4 of 9")],
+)
+def test_test_is_not_measured_with_another_checkpoint_or_before_the_end(finished, step, text, message):
+    (finished / "config.yaml").write_text(text)
+    before = (finished / "eval.csv").read_bytes()
+    with pytest.raises(UserError, match=message):
+        plan_scores(finished / "best.safetensors", step, "test", None, "ss")
+    assert (finished / "eval.csv").read_bytes() == before
+    elsewhere = plan_scores(finished / "best.safetensors", step, "test", finished / "out", "ss")
+    assert (elsewhere.folder, elsewhere.in_run) == (finished / "out", False)
+
+
+def test_other_splits_and_weights_without_a_run_are_scored_beside(finished, tmp_path):
+    assert plan_scores(finished / "best.safetensors", 2, "val", None, "flip").folder == finished / "eval_val_flip"
+    assert plan_scores(tmp_path / "w.safetensors", 2, "test", None, "ss").folder == tmp_path / "eval_test_ss"
+
+
+def old_tables(folder):
+    """eval.csv as versions before the test split wrote it."""
+    path = folder / "eval.csv"
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "".join(line.removesuffix(",checkpoint,checkpoint_sha256").removesuffix(",,") + "\n" for line in lines)
+    )
+    assert "checkpoint" not in path.read_text()
+
+
+def test_files_of_older_versions_are_continued(finished):
+    old_tables(finished)
+    RunLog(finished, COLUMNS).trim(2)
+    assert [row["step"] for row in read_run(finished).eval] == ["2"]
+    old_tables(finished)
+    RunLog(finished, COLUMNS).log_eval(4, "val", "ss", evaluation(4), NAMES)
+    run = read_run(finished)
+    assert [(row["step"], row["checkpoint"]) for row in run.eval] == [("2", ""), ("4", "")]
+    old_tables(finished)
+    plan_scores(finished / "best.safetensors", 4, "test", None, "ss").write("ss", evaluation(3), NAMES)
+    assert [row["checkpoint"] for row in read_run(finished).eval] == ["", "", "best.safetensors"]
+
+
+def test_what_a_killed_call_left_of_a_test_score_is_dropped(finished):
+    with open(finished / "per_class.csv", "a") as stream:
+        stream.write("4,test,0,road,1.0,1.0,1.0\n")
+    plan_scores(finished / "best.safetensors", 4, "test", None, "ss").write("ss", evaluation(3), NAMES)
+    rows = read_run(finished).per_class
+    assert [row["split"] for row in rows] == ["val"] * 6 + ["test"] * 3
+    assert rows[6]["iou_percent"] == "75.0000"

@@ -8,7 +8,8 @@
     torchrun --nproc_per_node 2 eval.py --weights W.safetensors --data data/camvid --split val --output eval_out
 
 Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
-weights). Of a checkpoint with a running mean of the weights, that mean is evaluated, as in training.
+weights). The score of --split test goes into the run's own eval.csv: once, with the checkpoint that was best on val.
+Of a checkpoint with a running mean of the weights, that mean is evaluated, as in training.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
 from common.metrics import ConfusionMatrix
 from common.progress import track
-from common.run_log import Evaluation, RunLog, print_scores
+from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
 
@@ -136,15 +137,14 @@ def main() -> None:
     state, config = read_experiment(weights)
     data = with_root(config.data, args.data)
     protocol = _protocol(args, config.eval)
+    scores = plan_scores(weights, state.step, args.split, args.output, protocol.short_name)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
     model = load_network(weights, dataset.labels.class_names).to(device)
     result = evaluate(model, dataset, data, protocol)
     if processes.rank() == 0:
         print_scores(result, state.class_names, protocol, args.split)
-        output = args.output or Path(weights).parent / f"eval_{args.split}_{protocol.short_name}"
-        RunLog(output).log_eval(state.step, args.split, str(protocol), result, state.class_names)
-        print(f"written: {output}/eval.csv, {output}/per_class.csv")
+        scores.write(protocol, result, state.class_names)
     processes.leave()
 
 
@@ -176,7 +176,9 @@ def _parse_args() -> argparse.Namespace:
     add("--data", metavar="DIR", help="root of the data set (default: the run's own)")
     split_help = "train, val, or the name of another list in the root (default: val)"
     add("--split", default="val", metavar="NAME", help=split_help)
-    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    output_help = (
+        "folder for the scores (default: eval_<split>_<protocol> beside the weights; of test, the run's own files)"
+    )
     add("--output", type=Path, metavar="DIR", help=output_help)
     add = parser.add_argument_group("protocol").add_argument
     protocol_help = "how it is measured, but for what the next four change (default: as the run's own validation)"

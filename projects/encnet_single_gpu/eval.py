@@ -9,7 +9,8 @@
     encoding_ms_flip   the same at 0.5, 0.75, 1, 1.25, 1.5 and 1.75 of the base size, each with its mirror image
 
 Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
-weights). Of a run with a running mean of the weights, best.safetensors holds that mean.
+weights). The score of --split test goes into the run's own eval.csv: once, with the checkpoint that was best on val.
+Of a run with a running mean of the weights, best.safetensors holds that mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from common.cli import CommandParser, UserError, run_command
 from common.metrics import ConfusionMatrix
 from common.progress import track
-from common.run_log import Evaluation, RunLog, print_scores
+from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
 from encnet_single_gpu.config import DataConfig
@@ -215,6 +216,7 @@ def main() -> None:
     state, config = read_experiment(args.weights)
     data = with_root(config.data, args.data)
     protocol = EvalProtocol.named(args.protocol, max(config.augment.crop_size))
+    scores = plan_scores(args.weights, state.step, args.split, args.output, args.protocol)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
     labels = dataset.labels
@@ -222,9 +224,7 @@ def main() -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     result = evaluate(model, dataset, data, protocol)
     print_scores(result, labels.class_names, protocol, args.split)
-    output = args.output or Path(args.weights).parent / f"eval_{args.split}_{args.protocol}"
-    RunLog(output).log_eval(state.step, args.split, str(protocol), result, labels.class_names)
-    print(f"written: {output}/eval.csv, {output}/per_class.csv")
+    scores.write(protocol, result, labels.class_names)
 
 
 def _parse_args() -> argparse.Namespace:
@@ -234,7 +234,9 @@ def _parse_args() -> argparse.Namespace:
     split_help = "train, val, or the name of another list in the root (default: val)"
     parser.add_argument("--split", default="val", metavar="NAME", help=split_help)
     parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="how it is measured (default: ss)")
-    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    output_help = (
+        "folder for the scores (default: eval_<split>_<protocol> beside the weights; of test, the run's own files)"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
 

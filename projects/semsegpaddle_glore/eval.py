@@ -6,8 +6,9 @@
     python eval.py --use_gpu --multi_scales --cfg ./configs/pspnet_res101_cityscapes.yaml TEST.TEST_MODEL W.safetensors
     python -m paddle.distributed.launch --nproc_per_node 2 eval.py --weights W.safetensors
 
-Prints the scores and writes eval.csv and per_class.csv into --output. Data and protocol are the run's own or those of
---cfg; keys of data and eval can be changed behind.
+Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
+weights). The score of --split test goes into the run's own eval.csv: once, with the checkpoint that was best on val.
+Data and protocol are the run's own or those of --cfg; keys of data and eval can be changed after the options.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from common.config.typed import config_from_text
 from common.labels import IGNORE
 from common.metrics import ConfusionMatrix
 from common.progress import track
-from common.run_log import Evaluation, RunLog, print_scores
+from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, Sample
 from common.samples.stream import require_valid_pixels
 from common.weights.header import require_classes
@@ -117,6 +118,7 @@ def main() -> None:
         protocol = dataclasses.replace(config.eval, scales=multi_scales(config.data.dataset))
         config = dataclasses.replace(config, eval=protocol)
     data = with_root(config.data, args.data)
+    scores = plan_scores(weights, state.step, args.split, output, config.eval.short_name)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
     class_names = dataset.labels.class_names
@@ -126,9 +128,7 @@ def main() -> None:
     result = evaluate(model, dataset, data, config.eval, read_ahead=read_ahead)
     if dist.get_rank() == 0:
         print_scores(result, class_names, config.eval, args.split)
-        folder = Path(output or Path(weights).parent / f"eval_{args.split}_{config.eval.short_name}")
-        RunLog(folder).log_eval(state.step, args.split, str(config.eval), result, class_names)
-        print(f"written: {folder}/eval.csv, {folder}/per_class.csv")
+        scores.write(config.eval, result, class_names)
 
 
 def _config_of(weights: str, config_name: str | None, words: list[str]) -> Config:
@@ -181,7 +181,9 @@ def _parse_args() -> argparse.Namespace:
     add("--data", metavar="DIR", help="root of the data set (default: the run's own, or that of --cfg)")
     split_help = "train, val, or the name of another list in the root (default: val)"
     add("--split", default="val", metavar="NAME", help=split_help)
-    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    output_help = (
+        "folder for the scores (default: eval_<split>_<protocol> beside the weights; of test, the run's own files)"
+    )
     add("--output", type=Path, metavar="DIR", help=output_help)
     add = parser.add_argument_group("protocol").add_argument
     scales_help = "average over scales from 0.5 in steps of 0.25, to 2.25 on Cityscapes and 1.75 elsewhere"

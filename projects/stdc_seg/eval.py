@@ -7,7 +7,8 @@
     python eval.py --weights W.safetensors --data data/cityscapes --split val --output eval_out
     python -m paddle.distributed.launch --nproc_per_node 2 eval.py --weights W.safetensors
 
-Prints the scores and writes eval.csv and per_class.csv into --output.
+Prints the scores and writes eval.csv and per_class.csv into --output (default: `eval_<split>_<protocol>` beside the
+weights). The score of --split test goes into the run's own eval.csv: once, with the checkpoint that was best on val.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.cli import CommandParser, run_command
 from common.config.typed import config_from_text
 from common.metrics import ConfusionMatrix
 from common.progress import track
-from common.run_log import Evaluation, RunLog, print_scores
+from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
 from stdc_seg.checkpoint import load_model, read_state
@@ -122,6 +123,7 @@ def main() -> None:
         protocol = dataclasses.replace(protocol, scales=tuple(args.scales))
     if args.flip:
         protocol = dataclasses.replace(protocol, flip=True)
+    scores = plan_scores(args.weights, state.step, args.split, args.output, protocol.short_name)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
     labels = dataset.labels
@@ -130,9 +132,7 @@ def main() -> None:
     result = evaluate(model, dataset, data, protocol)
     if dist.get_rank() == 0:
         print_scores(result, labels.class_names, protocol, args.split)
-        output = args.output or Path(args.weights).parent / f"eval_{args.split}_{protocol.short_name}"
-        RunLog(output).log_eval(state.step, args.split, str(protocol), result, labels.class_names)
-        print(f"written: {output}/eval.csv, {output}/per_class.csv")
+        scores.write(protocol, result, labels.class_names)
 
 
 def _parse_args() -> argparse.Namespace:
@@ -143,7 +143,9 @@ def _parse_args() -> argparse.Namespace:
     add("--data", metavar="DIR", help="root of the data set (default: the run's own)")
     split_help = "train, val, or the name of another list in the root (default: val)"
     add("--split", default="val", metavar="NAME", help=split_help)
-    output_help = "folder for eval.csv and per_class.csv (default: eval_<split>_<protocol> beside the weights)"
+    output_help = (
+        "folder for the scores (default: eval_<split>_<protocol> beside the weights; of test, the run's own files)"
+    )
     add("--output", type=Path, metavar="DIR", help=output_help)
     add = parser.add_argument_group("protocol").add_argument
     input_scale_help = "factor on the image's sides before the network: 0.5, 0.75, 1 (default: the run's)"

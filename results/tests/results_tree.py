@@ -1,6 +1,7 @@
 """A small repository around `results`, with made-up runs in it; shared by the tests."""
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -89,13 +90,24 @@ def write_evaluations(folder, steps, scores, protocol=PROTOCOL, classes=CLASSES,
     offsets = np.resize([0.0, 1.0, -1.0], present)
     offsets -= offsets.mean()
     for step, score in zip(steps, scores, strict=True):
-        values = [step, split, protocol, 50, f"{score:.4f}", *["50.0000"] * 5, classes[-1], "0.5", "1.0"]
+        values = [step, split, protocol, 50, f"{score:.4f}", *["50.0000"] * 5, classes[-1], "0.5", "1.0", "", ""]
         evaluations.append(values)
         for index, name in enumerate(classes):
             iou = f"{score + offsets[index]:.4f}" if index < present else "nan"
             per_class.append((step, split, index, name, iou, "50.0000", "50.0000"))
     _write(folder / "eval.csv", EVAL_COLUMNS, evaluations)
     _write(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class)
+
+
+def add_test_score(folder, step, score, checkpoint=b"weights", protocol=PROTOCOL, classes=CLASSES):
+    """A row of the test split in the run's own files, of `best.safetensors`."""
+    own = {name: (folder / name).read_text() for name in ("eval.csv", "per_class.csv")}
+    write_evaluations(folder, [step], [score], protocol, classes, split="test")
+    digest = hashlib.sha256(checkpoint).hexdigest()
+    for name, text in own.items():
+        (row,) = [(folder / name).read_text().split("\n", 1)[1]]
+        row = row.replace(",,\n", f",best.safetensors,{digest}\n") if name == "eval.csv" else row
+        (folder / name).write_text(text + row)
 
 
 def _write(path, header, rows):

@@ -1,14 +1,15 @@
 """Taking a run in."""
 
+import hashlib
 import json
 import subprocess
 
 from common.cli import UserError
 from results.record import record
-from results.recorded_runs import RUN_FILES
+from results.recorded_runs import RUN_FILES, read_recorded
 
 import pytest
-from results_tree import write_evaluations, write_run
+from results_tree import add_test_score, write_evaluations, write_run
 
 
 @pytest.fixture
@@ -106,4 +107,70 @@ def test_an_unknown_project_is_refused(finished):
     root, folder = finished
     set_env(folder, project="nothing")
     with pytest.raises(UserError, match="there is no project 'nothing'"):
+        record(folder, root)
+
+
+def test_the_test_score_is_taken_along(finished):
+    root, folder = finished
+    add_test_score(folder, 200, 55.5)  # val: 40, 60, 50, so step 200 was best
+    run = read_recorded(record(folder, root))
+    assert [series.split for series in run.series] == ["val"]
+    assert (run.test.split, run.test.best.step, run.test.best.miou_percent) == ("test", 200, 55.5)
+    assert run.checkpoint_sha256 == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_test_score_is_added_to_a_recorded_run_and_nothing_else(finished):
+    root, folder = finished
+    target = record(folder, root)
+    before = {name: (target / name).read_bytes() for name in ("train.csv", "env.json", "curve.png")}
+    add_test_score(folder, 200, 55.5)
+    assert record(folder, root) == target
+    assert read_recorded(target).test.best.miou_percent == 55.5
+    assert all((target / name).read_bytes() == data for name, data in before.items())
+    (folder / "train.csv").write_text((folder / "train.csv").read_text().replace("1.5", "1.6"))
+    with pytest.raises(UserError, match="recorded already"):
+        record(folder, root)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([(100, 55.5)], "test was measured at step 100, but val was best at step 200"),
+        ([(200, 55.5), (200, 55.5)], "2 test rows"),
+        ([(200, 55.5), (300, 54.0)], "2 test rows"),
+    ],
+)
+def test_a_test_score_of_another_checkpoint_and_a_second_one_are_refused(finished, scores, message):
+    root, folder = finished
+    for step, score in scores:
+        add_test_score(folder, step, score)
+    with pytest.raises(UserError, match=message):
+        record(folder, root)
+
+
+def test_a_test_score_of_other_weights_than_these_is_refused(finished):
+    root, folder = finished
+    add_test_score(folder, 200, 55.5, checkpoint=b"other weights")
+    with pytest.raises(UserError, match=r"best\.safetensors: is not the checkpoint of the test score"):
+        record(folder, root)
+
+
+def test_a_test_score_without_its_checkpoint_or_in_a_folder_of_its_own_is_refused(finished):
+    root, folder = finished
+    write_evaluations(folder / "eval_test_ss", [200], [55.5], split="test")
+    with pytest.raises(UserError, match="eval_test_ss.*own eval.csv"):
+        record(folder, root)
+    for name in ("eval.csv", "per_class.csv"):
+        rows = (folder / "eval_test_ss" / name).read_text().split("\n", 1)[1]
+        (folder / name).write_text((folder / name).read_text() + rows)
+    with pytest.raises(UserError, match="does not say its checkpoint"):
+        read_recorded(folder)
+
+
+def test_a_run_that_saw_two_data_sets_is_refused(finished):
+    root, folder = finished
+    text = (folder / "eval.csv").read_text()
+    (folder / "eval.csv").write_text(text.replace('300,val,"ss, whole image",50,', '300,val,"ss, whole image",49,'))
+    assert text != (folder / "eval.csv").read_text()
+    with pytest.raises(UserError, match="step 300: 49 images, but env.json says 50: the run saw two data sets"):
         record(folder, root)
