@@ -42,7 +42,7 @@ OTHER_KINDS = (
 def read(target, path: Path) -> Any:
     """The project's own reader of experiments."""
     if target.name == "paddleseg_benchmark":
-        return importlib.import_module("paddleseg_benchmark.zoo").read_config(path)
+        return importlib.import_module("paddleseg_benchmark.zoo.zoo").read_config(path)
     return importlib.import_module(f"{target.name}.config").read_config(str(path))
 
 

@@ -21,7 +21,7 @@ from common.config.strict_yaml import load_yaml
 from common.labels import load_custom
 from common.runs.reading import read_run
 from common.weights.pdparams import load_without_code
-from paddleseg_benchmark.paddleseg_compat import load_as_tensors
+from paddleseg_benchmark.zoo.paddleseg_compat import load_as_tensors
 from results.make_tables import build
 from results.record import record
 from results.recorded_runs import read_recorded
@@ -218,10 +218,10 @@ def test_no_tag_of_yaml_runs(tag, canary, tmp_path, tried):
     path.write_text(text)
     readers = [lambda: load_yaml(text, str(path)), lambda: load_custom(path)]
     for target in TARGETS:
-        module, function = ("zoo", str) if target.name == "paddleseg_benchmark" else ("config", str)
+        module, function = ("zoo.zoo", str) if target.name == "paddleseg_benchmark" else ("config", str)
         read = importlib.import_module(f"{target.name}.{module}").read_config
         readers.append(lambda read=read, function=function: read(function(path)))
-    legacy = importlib.import_module("paddleseg_benchmark.legacy_config").read_legacy
+    legacy = importlib.import_module("paddleseg_benchmark.zoo.legacy_config").read_legacy
     readers.append(lambda: legacy(path, []))
     for reader in readers:
         with pytest.raises(UserError) as error:

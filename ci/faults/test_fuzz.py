@@ -190,7 +190,7 @@ def test_config_loaders(tmp_path, tried):
     """All five projects' experiments, and label sets."""
     readers = []
     for target in TARGETS:
-        name = "zoo" if target.name == "paddleseg_benchmark" else "config"
+        name = "zoo.zoo" if target.name == "paddleseg_benchmark" else "config"
         read = importlib.import_module(f"{target.name}.{name}").read_config
         text = target.config_file.read_text(encoding="utf-8")
         text = re.sub(r"^(_base_: ['\"]?)", rf"\g<1>{target.config_file.parent}/", text, flags=re.MULTILINE)

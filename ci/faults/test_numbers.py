@@ -76,9 +76,10 @@ def test_an_image_that_never_arrives(target, workers, tmp_path, tried):
 HANG_PADDLESEG = """
 import sys, threading
 from common.cli import run_command
-from paddleseg_benchmark import data
+from paddleseg_benchmark.data import batches
+from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.train import main
-data.HANGS_AFTER = 3.0
+batches.HANGS_AFTER = 3.0
 real, hanging = data.read_image, sys.argv.pop(1)
 data.read_image = lambda path: threading.Event().wait() if str(path) == hanging else real(path)
 run_command(main)
@@ -100,9 +101,10 @@ def test_an_image_that_never_arrives_in_the_zoo(workers, tmp_path, tried):
 LOST = """
 import multiprocessing, os, sys
 from common.cli import run_command
-from paddleseg_benchmark import data
+from paddleseg_benchmark.data import batches
+from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.train import main
-data.HANGS_AFTER = 30.0
+batches.HANGS_AFTER = 30.0
 real, deadly = data.read_image, sys.argv.pop(1)
 def read(path):
     if str(path) == deadly and multiprocessing.parent_process() is not None:

@@ -106,13 +106,14 @@ def paddle_lines() -> list[str]:
 
 def matrix_lines() -> list[str]:
     """For every graph, layout and precision: how many networks of the zoo run here, and why which others do not."""
-    from paddleseg_benchmark import step, zoo
+    from paddleseg_benchmark import updates
+    from paddleseg_benchmark.zoo import zoo
 
     lines, device = [], device_kind()
-    for graph, layout in itertools.product(step.GRAPHS, step.LAYOUTS):
+    for graph, layout in itertools.product(updates.GRAPHS, updates.LAYOUTS):
         found: dict[tuple[str, ...], list[str]] = {}  # what there is to say -> the precisions of which it is true
-        for precision in step.PRECISIONS:
-            answers = {row.name: step.unsupported(device, precision, layout, graph, row.name) for row in zoo.ROWS}
+        for precision in updates.PRECISIONS:
+            answers = {row.name: updates.unsupported(device, precision, layout, graph, row.name) for row in zoo.ROWS}
             found.setdefault(_summary(answers), []).append(precision)
         for (text, *reasons), names in found.items():
             lines += [
@@ -136,7 +137,7 @@ def _summary(answers: dict[str, str | None]) -> tuple[str, ...]:
 
 def peer_lines(versions: dict[str, str | None], peer_python: str | None) -> list[str]:
     """Which peers are there."""
-    from paddleseg_benchmark import peers
+    from paddleseg_benchmark.matrix import peers
 
     lines = [_line(name, versions[name] or "not installed here") for name in PEERS]
     if peer_python is None:
@@ -159,7 +160,7 @@ def main() -> int:
     print(*(_line(name, versions[name] or "missing") for name in ("paddlepaddle", *RANGES)), sep="\n")
     print(*machine_lines(), sep="\n")
     try:
-        importlib.import_module("paddleseg_benchmark.step")  # which imports Paddle quietly, and paddleseg
+        importlib.import_module("paddleseg_benchmark.updates")  # which imports Paddle quietly, and paddleseg
         print(*paddle_lines(), "", "what of the matrix can be measured here:", *matrix_lines(), sep="\n")
     except (ImportError, UserError) as error:
         wrong.append(f"nothing can be trained: {error}")

@@ -21,11 +21,13 @@ from typing import Any
 from common.cli import CommandParser, UserError, positive, run_command
 from common.machine.cpu import physical_cores
 from common.samples.list_dataset import find_root
-from paddleseg_benchmark import data, zoo
-from paddleseg_benchmark.legacy_config import read_legacy, to_paddleseg
-from paddleseg_benchmark.step import StaticStep
+from paddleseg_benchmark.data import batches as loading
+from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.training import Plan, Training, seed
-from paddleseg_benchmark.zoo import ZooNetwork
+from paddleseg_benchmark.updates import StaticStep
+from paddleseg_benchmark.zoo import zoo
+from paddleseg_benchmark.zoo.legacy_config import read_legacy, to_paddleseg
+from paddleseg_benchmark.zoo.zoo import ZooNetwork
 
 import numpy as np
 import paddle
@@ -91,7 +93,7 @@ def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
         seed=args.seed,
         output=args.output,
         log_iters=args.log_steps,
-        num_workers=data.loader_processes(min(legacy["DATALOADER.NUM_WORKERS"], physical_cores()) * args.use_mpio),
+        num_workers=loading.loader_processes(min(legacy["DATALOADER.NUM_WORKERS"], physical_cores()) * args.use_mpio),
         synthetic=False,
         do_eval=args.do_eval,
         words={"precision": "o1_fp16" if legacy["MODEL.FP16"] else "fp32", "layout": "NCHW", "graph": "static"},

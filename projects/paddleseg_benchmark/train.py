@@ -20,9 +20,11 @@ import random
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, not_negative, positive, run_command, shown
-from paddleseg_benchmark import data, zoo
-from paddleseg_benchmark.step import DynamicStep
+from paddleseg_benchmark.data import batches as loading
+from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.training import Plan, Training, seed
+from paddleseg_benchmark.updates import DynamicStep
+from paddleseg_benchmark.zoo import zoo
 
 import numpy as np
 import paddle
@@ -72,7 +74,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         seed=args.seed,
         output=args.output,
         log_iters=args.log_iters,
-        num_workers=data.loader_processes(args.num_workers),
+        num_workers=loading.loader_processes(args.num_workers),
         synthetic=args.synthetic,
         do_eval=args.do_eval,
         words={"precision": "o1_fp16" if args.fp16 else "fp32", "layout": args.data_format, "graph": "dynamic"},

@@ -18,12 +18,13 @@ from common.progress import Progress
 from common.run_log import RunLog, print_scores, run_id
 from common.runs.environment import environment, git_commit
 from common.samples.stream import ValidPixels
-from paddleseg_benchmark import data
-from paddleseg_benchmark.batch_norm import share_batch_norm_statistics
-from paddleseg_benchmark.evaluation import PROTOCOL, evaluate
-from paddleseg_benchmark.measure import memory
-from paddleseg_benchmark.step import DynamicStep, StaticStep, StepResult
-from paddleseg_benchmark.zoo import ZooConfig
+from paddleseg_benchmark.data import batches as loading
+from paddleseg_benchmark.data import dataset as data
+from paddleseg_benchmark.eval import PROTOCOL, evaluate
+from paddleseg_benchmark.matrix.measure import memory
+from paddleseg_benchmark.updates import DynamicStep, StaticStep, StepResult
+from paddleseg_benchmark.zoo.batch_norm import share_batch_norm_statistics
+from paddleseg_benchmark.zoo.zoo import ZooConfig
 
 import numpy as np
 import paddle
@@ -98,7 +99,7 @@ class Training:
         if self.is_main:
             self._start_log()
         with (
-            data.loader_failures_explained(),
+            loading.loader_failures_explained(),
             Progress(self.plan.iters, "train", "step", silent=not self.is_main) as bar,
         ):
             self._train(bar)
@@ -160,11 +161,11 @@ class Training:
             f"learning rate, or look at those images"
         )
 
-    def _batches(self) -> Iterator[data.Batch]:
+    def _batches(self) -> Iterator[loading.Batch]:
         plan = self.plan
         if plan.synthetic:
-            return data.synthetic_batches(plan.batch_size, data.crop_size(plan.config), 19, plan.seed)
-        return data.batches(self.train_set, plan.batch_size, plan.num_workers)
+            return loading.synthetic_batches(plan.batch_size, data.crop_size(plan.config), 19, plan.seed)
+        return loading.batches(self.train_set, plan.batch_size, plan.num_workers)
 
     def _log_window(self, step: int, result: StepResult, rate: float, window: _Window, bar: Progress) -> None:
         """One line and one row about the steps since the last."""

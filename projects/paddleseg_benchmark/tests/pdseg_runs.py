@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from common.toy_dataset import write_toy_dataset
-from paddleseg_benchmark import zoo
+from paddleseg_benchmark.zoo import zoo
 
 import numpy as np
 import paddle

@@ -1,7 +1,8 @@
 """Configs of PaddleSeg with mistakes: each is one line that names the file and the key."""
 
 from common.cli import UserError
-from paddleseg_benchmark import step, zoo
+from paddleseg_benchmark import updates
+from paddleseg_benchmark.zoo import zoo
 
 import pytest
 
@@ -14,7 +15,7 @@ def written(path, change, base="deeplabv3p.yml"):
 def built(path):
     """What train.py makes of a config before it begins a run."""
     network = zoo.build_from_config(zoo.read_config(path))
-    return step.build_optimizer(network, 10)
+    return updates.build_optimizer(network, 10)
 
 
 READING = {
@@ -118,3 +119,10 @@ def test_more_losses_than_outputs_are_refused(tmp_path):
 def test_what_paddleseg_takes_is_taken(tmp_path, change):
     schedule, _ = built(written(tmp_path / "mine.yml", change, base="shufflenetv2.yml"))
     assert 0 < schedule() < 1
+
+
+def test_the_rate_of_paddleseg_2_0_names_its_successor(tmp_path):
+    path = tmp_path / "old.yml"
+    path.write_text(f"_base_: {zoo.CONFIG_DIR}/fastscnn.yml\nlearning_rate: {{value: 0.01}}\n")
+    with pytest.raises(UserError, match=r"old.yml: 'learning_rate' .* successor is lr_scheduler"):
+        zoo.read_config(path)

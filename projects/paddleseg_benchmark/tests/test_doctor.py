@@ -3,7 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from paddleseg_benchmark import doctor, zoo
+from paddleseg_benchmark import doctor
+from paddleseg_benchmark.zoo import zoo
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_a_missing_package_ends_with_1_and_no_traceback(monkeypatch, capsys):
     assert doctor.main() == 1
     said = capsys.readouterr().out
     assert "problem: numpy is not installed" in said
-    assert "problem: nothing can be trained: no module for paddleseg_benchmark.step" in said
+    assert "problem: nothing can be trained: no module for paddleseg_benchmark.updates" in said
 
 
 RUN_GPU = Path(doctor.__file__).with_name("run_gpu.sh")

@@ -1,7 +1,7 @@
 """The YAML of PaddleSeg's static-graph code, translated."""
 
 from common.cli import UserError
-from paddleseg_benchmark import legacy_config, zoo
+from paddleseg_benchmark.zoo import legacy_config, zoo
 
 import pytest
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common.cli import UserError
-from paddleseg_benchmark import measure
-from paddleseg_benchmark.measure import Cell, batches, make_batch, one_line, run_steps
+from paddleseg_benchmark.matrix import measure
+from paddleseg_benchmark.matrix.measure import Cell, batches, make_batch, one_line, run_steps
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_memory_is_that_of_this_process_and_grows_with_it():
     # In a process of its own: the peak of this one may already lie above anything that the test allocates.
     program = """
 from types import SimpleNamespace
-from paddleseg_benchmark.measure import memory
+from paddleseg_benchmark.matrix.measure import memory
 import numpy as np
 on_cpu = SimpleNamespace(peak_gpu_memory_gib=lambda: None)
 before = memory(on_cpu)

@@ -4,7 +4,7 @@ import os
 import pickle
 
 from common.cli import UserError
-from paddleseg_benchmark import paddleseg_compat, zoo
+from paddleseg_benchmark.zoo import paddleseg_compat, zoo
 
 import numpy as np
 import paddle

@@ -1,8 +1,8 @@
 import sys
 import types
 
-from paddleseg_benchmark import peers
-from paddleseg_benchmark.measure import Cell, make_batch
+from paddleseg_benchmark.matrix import peers
+from paddleseg_benchmark.matrix.measure import Cell, make_batch
 
 import numpy as np
 import pytest

@@ -1,60 +1,43 @@
-"""The README's tables are those of the recorded matrices."""
+"""README.md's tables are made from the recorded matrices."""
 
-import csv
-from pathlib import Path
-
-from paddleseg_benchmark import report, zoo
+from common.cli import UserError
+from paddleseg_benchmark.matrix import readme, report
 
 import pytest
 
-README = Path(zoo.__file__).with_name("README.md").read_text(encoding="utf-8")
-LIBRARIES = {
-    "mmseg": "mmsegmentation",
-    "smp": "segmentation_models_pytorch",
-    "torchvision": "torchvision",
-    "timm": "timm's HRNet",
-}
+
+def cell(model, images_per_s, **more):
+    values = {**readme.BASE, "model": model, "status": "ok", "loader": "synthetic", "parameters": "1420342"}
+    return values | {"step_ms": "217.4", "images_per_s": str(images_per_s)} | more
 
 
-def measured(folder):
-    """The cells with numbers of a recorded matrix in the dynamic graph, at batch 2, with random images."""
-    with open(report.RESULTS / folder / "matrix.csv", encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    wanted = {"status": "ok", "graph": "dynamic", "batch": "2", "loader": "synthetic"}
-    return {
-        (row["library"], row["model"], row["precision"], row["layout"]): row
-        for row in rows
-        if all(row[name] == value for name, value in wanted.items())
-    }
+def test_the_readme_has_the_tables_of_the_recorded_matrices():
+    text = report.README.read_text(encoding="utf-8")
+    assert readme.with_tables(text, report.RESULTS, "README.md") == text, "run python report.py --readme"
 
 
-@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: row.name)
-def test_the_table_of_networks_has_the_zoos_rows_and_the_recorded_numbers(row):
-    cell = measured("20261121_2932593")[("paddleseg", row.name, "fp32", "NCHW")]
-    words = (row.network, row.backbone, f"`{row.config}`", f"`{row.name}`", f"{int(cell['parameters']):,}")
-    assert f"| {' | '.join(words)} | {float(cell['step_ms']):.0f} |\n" in README
+def test_speed_ups_relate_to_the_networks_own_baseline():
+    rows = [
+        cell("fastscnn", 12.0),
+        cell("fastscnn", 9.0, layout="NHWC"),
+        cell("fastscnn", 18.0, library="mmseg", precision="bf16"),
+        cell("fastscnn", 30.0, library="mmseg", status="failed: x"),
+        cell("unet", 100.0),
+    ]
+    lines = readme.speedup_table(rows).splitlines()
+    assert lines[2] == "| paddleseg, fp32: images/s | not run | not run | not run | not run | 12.00 |"
+    assert "| NHWC | not supported | not supported | not supported | not supported | 0.75x |" in lines
+    assert "| mmsegmentation, bf16 NCHW |  |  |  |  | 1.50x |" in lines
+    assert "| mmsegmentation, fp32 NCHW |  |  |  |  |  |" in lines
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_table_of_peers_has_the_recorded_speed_ups(library, layout, precision):
-    cells = measured("20261121_bb0bf50")
-    models = list(dict.fromkeys(model for _, model, *_ in cells))
-    speeds = []
-    for model in models:
-        cell, base = (
-            cells.get(key) for key in ((library, model, precision, layout), ("paddleseg", model, "fp32", "NCHW"))
-        )
-        speeds.append(f"{float(cell['images_per_s']) / float(base['images_per_s']):.2f}x" if cell else "")
-    assert len(models) == 5
-    assert f"| {LIBRARIES[library]}, {precision} {layout} | {' | '.join(speeds)} |\n" in README
+def test_a_network_has_its_parameters_and_time_or_was_not_run():
+    lines = readme.networks_table([cell("fastscnn", 12.0)]).splitlines()
+    assert "| Fast-SCNN | - | `fastscnn.yml` | `fastscnn` | 1,420,342 | 217 |" in lines
+    assert "| U-Net | - | `unet.yml` | `unet` |  | not run |" in lines
+    assert len(lines) == 2 + 36
 
 
-def test_losses_rise_where_the_readme_says():
-    with open(report.RESULTS / "20261121_2932593" / "matrix.csv", encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    rising = [row for row in rows if float(row["loss_last"]) >= float(row["loss_first"])]
-    assert (len(rows), [row["model"] for row in rising]) == (39, ["decoupled_segnet_resnet50"])
-    first, last = (f"{float(rising[0][name]):.2f}" for name in ("loss_first", "loss_last"))
-    assert f"({first}, then {last})" in README
+def test_a_readme_without_marks_is_refused():
+    with pytest.raises(UserError, match="networks.*add the lines"):
+        readme.with_tables("no marks", report.RESULTS, "README.md")

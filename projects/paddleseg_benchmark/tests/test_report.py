@@ -2,8 +2,8 @@ import csv
 import json
 
 from common.cli import UserError
-from paddleseg_benchmark import report
-from paddleseg_benchmark.report import COLUMNS
+from paddleseg_benchmark.matrix import report
+from paddleseg_benchmark.matrix.report import COLUMNS
 
 import cv2
 import pytest

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 from common.cli import UserError
-from paddleseg_benchmark import run_matrix, step, zoo
-from paddleseg_benchmark.measure import Cell
-from paddleseg_benchmark.run_matrix import matrix_row, run_process, start_or_continue
+from paddleseg_benchmark import run_matrix, updates
+from paddleseg_benchmark.matrix.measure import Cell
+from paddleseg_benchmark.matrix.report import COLUMNS
+from paddleseg_benchmark.matrix.rounds import IDENTITY, locked, run_process, start_or_continue
+from paddleseg_benchmark.matrix.rows import matrix_row, write_matrix
+from paddleseg_benchmark.zoo import zoo
 
 import pytest
 
@@ -102,8 +105,8 @@ def test_a_hanging_cell_takes_its_children_with_it(tmp_path):
 def test_a_second_start_goes_on_and_waits_for_the_cell_that_kill_9_left_behind(stand_in):
     driver = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]);"
-        "from paddleseg_benchmark import run_matrix; import test_run_matrix as t; folder = Path(sys.argv[1])\n"
-        "with run_matrix.locked(folder): t.StandIn(folder).run(['first', 'slow', 'last'])"
+        "from paddleseg_benchmark.matrix import rounds; import test_run_matrix as t; folder = Path(sys.argv[1])\n"
+        "with rounds.locked(folder): t.StandIn(folder).run(['first', 'slow', 'last'])"
     )
     here = str(Path(__file__).parent)
     parent = subprocess.Popen([sys.executable, "-c", driver, str(stand_in.folder), here], stderr=subprocess.DEVNULL)
@@ -112,13 +115,13 @@ def test_a_second_start_goes_on_and_waits_for_the_cell_that_kill_9_left_behind(s
         time.sleep(0.02)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    with run_matrix.locked(stand_in.folder):
+    with locked(stand_in.folder):
         assert stand_in.run(["first", "slow", "last"]) == [["ok"]] * 3
     assert stand_in.started() == ["first", "slow", "last"]  # each was measured once
 
 
 def test_another_commit_or_machine_does_not_join_a_matrix(tmp_path):
-    env = dict.fromkeys(run_matrix.IDENTITY, "as before")
+    env = dict.fromkeys(IDENTITY, "as before")
     start_or_continue(tmp_path, env | {"load_average_before": 1})
     start_or_continue(tmp_path, env | {"load_average_before": 2})
     assert json.loads((tmp_path / "env.json").read_text())["load_average_before"] == 1
@@ -182,11 +185,11 @@ def test_scales_skipped_steps_and_losses_that_are_no_numbers_are_told():
     ],
 )
 def test_a_cell_that_was_not_measured_to_the_end_has_no_number(tmp_path, results, status):
-    run_matrix.write_matrix(tmp_path / "matrix.csv", [matrix_row(Cell("paddleseg", "unet"), results, 8)])
+    write_matrix(tmp_path / "matrix.csv", [matrix_row(Cell("paddleseg", "unet"), results, 8)])
     with open(tmp_path / "matrix.csv", newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert row["status"] == status
-    numbers = set(run_matrix.COLUMNS[run_matrix.COLUMNS.index("rounds") :]) - {"reference_parameters"}
+    numbers = set(COLUMNS[COLUMNS.index("rounds") :]) - {"reference_parameters"}
     assert {row[name] for name in numbers} == {""}
 
 
@@ -212,7 +215,7 @@ def test_no_cell_of_a_preset_stands_twice_and_all_networks_exist(preset):
 
 def test_on_a_cpu_no_mixed_precision_of_paddle_is_measured():
     cells = [cell for cell in run_matrix.preset_cells("cpu") if cell.library == "paddleseg"]
-    for precision in step.PRECISIONS:
+    for precision in updates.PRECISIONS:
         refusals = [run_matrix.refusal(cell, "cpu", False) for cell in cells if cell.precision == precision]
         if precision == "fp32":
             assert None in refusals

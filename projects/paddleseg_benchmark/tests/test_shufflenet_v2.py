@@ -1,6 +1,6 @@
 """ShuffleNetV2 against the same network written in torch."""
 
-from paddleseg_benchmark.models.shufflenet_v2 import ShuffleNetV2
+from paddleseg_benchmark.zoo.models.shufflenet_v2 import ShuffleNetV2
 
 import numpy as np
 import paddle

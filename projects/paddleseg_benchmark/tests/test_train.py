@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 from common.cli import UserError, run_command
 from common.runs.reading import read_run
-from paddleseg_benchmark import data, static_train, train, zoo
-from paddleseg_benchmark.evaluation import evaluate
+from paddleseg_benchmark import static_train, train
+from paddleseg_benchmark.data import dataset as data
+from paddleseg_benchmark.eval import evaluate
 from paddleseg_benchmark.training import Training
+from paddleseg_benchmark.zoo import zoo
 
 import numpy as np
 import paddle
@@ -180,7 +182,7 @@ import paddle.distributed as dist
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from pdseg_runs import small_network, batch
-from paddleseg_benchmark.step import StaticStep
+from paddleseg_benchmark.updates import StaticStep
 import paddle
 if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
     dist.init_parallel_env()

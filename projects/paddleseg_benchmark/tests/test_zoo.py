@@ -1,7 +1,8 @@
 """The zoo: rows and their parameters, losses, edge labels, layouts, what is refused."""
 
 from common.cli import UserError
-from paddleseg_benchmark import step, zoo
+from paddleseg_benchmark import updates
+from paddleseg_benchmark.zoo import zoo
 
 import numpy as np
 import paddle
@@ -71,7 +72,7 @@ def test_every_row_trains_one_step_and_predicts(row):
     network = zoo.build(row.name)
     assert count_matches(row, network)
     images, labels = batch((64, 80))
-    stepper = step.DynamicStep(network, iters=10)
+    stepper = updates.DynamicStep(network, iters=10)
     before = {name: p.numpy() for name, p in network.network.named_parameters() if not p.stop_gradient}
     assert 1 < stepper.run(images, labels).loss < 60
     moved = [

@@ -11,7 +11,7 @@ from typing import Any
 from common.cli import UserError, did_you_mean, shown
 from common.config.strict_yaml import load_yaml
 from common.config.typed import read_config_text
-from paddleseg_benchmark import config_check, paddleseg_compat
+from paddleseg_benchmark.zoo import config_check, paddleseg_compat
 
 import paddle
 import paddle.nn.functional as F
@@ -19,7 +19,7 @@ from paddle import nn
 from paddleseg.cvlibs import Config, SegBuilder
 from paddleseg.cvlibs.config import merge_config_dicts
 
-CONFIG_DIR = Path(__file__).parent / "configs"
+CONFIG_DIR = Path(__file__).parents[1] / "configs"
 NHWC_NETWORKS = ("DeepLabV3P",)
 _BY_VALUES = "the loss {} decides in Python by the values of tensors"
 # What paddleseg 2.8.0's networks and losses do that a graph cannot: (network, graph) -> why.

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from common.cli import UserError, did_you_mean
-from paddleseg_benchmark import zoo
-from paddleseg_benchmark.batch_norm import refuse_single_value_batch_norm
-from paddleseg_benchmark.config_check import optimizer_type
-from paddleseg_benchmark.zoo import ZooNetwork
+from paddleseg_benchmark.zoo import zoo
+from paddleseg_benchmark.zoo.batch_norm import refuse_single_value_batch_norm
+from paddleseg_benchmark.zoo.config_check import optimizer_type
+from paddleseg_benchmark.zoo.zoo import ZooNetwork
 
 import numpy as np
 import paddle

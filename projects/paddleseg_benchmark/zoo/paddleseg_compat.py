@@ -25,7 +25,7 @@ from typing import Any
 
 from common.cli import UserError
 from common.weights.pdparams import read_pdparams
-from paddleseg_benchmark.models.shufflenet_v2 import ShuffleNetV2
+from paddleseg_benchmark.zoo.models.shufflenet_v2 import ShuffleNetV2
 
 import numpy as np
 import paddle

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from common.cli import UserError
-from paddleseg_benchmark import step, zoo
+from paddleseg_benchmark import updates
+from paddleseg_benchmark.zoo import zoo
 
 import numpy as np
 import paddle
@@ -24,7 +25,7 @@ def test_a_step_is_one_update_of_sgd_with_momentum_and_decay():
     paddle.seed(0)
     network = small_network(CE, [1])
     images, labels = batch((8, 8))
-    stepper = step.DynamicStep(network, iters=10)
+    stepper = updates.DynamicStep(network, iters=10)
     weight = network.network.heads[0].weight
     velocity = 0.0
     for number in range(2):
@@ -49,8 +50,8 @@ def graphs():
         paddle.seed(0)
         return zoo.build("shufflenetv2")
 
-    steppers = {graph: step.DynamicStep(build(), graph=graph, iters=10) for graph in ("dynamic", "to_static")}
-    steppers["static"] = step.StaticStep(build, 2, (32, 48), iters=10)
+    steppers = {graph: updates.DynamicStep(build(), graph=graph, iters=10) for graph in ("dynamic", "to_static")}
+    steppers["static"] = updates.StaticStep(build, 2, (32, 48), iters=10)
     results = {}
     for graph, stepper in steppers.items():
         losses = [stepper.run(images, labels).loss for _ in range(3)]
@@ -84,7 +85,7 @@ def test_a_careful_step_leaves_the_weights_where_the_loss_is_no_number():
     for careful in (True, False):
         network = small_network(CE, [1])
         before = weights_of(network)
-        result = step.DynamicStep(network, careful=careful).run(infinite, labels)
+        result = updates.DynamicStep(network, careful=careful).run(infinite, labels)
         assert not np.isfinite(result.loss) and not result.skipped
         updated.append(any((value != before[name]).any() for name, value in weights_of(network).items()))
     assert updated == [False, True]
@@ -94,7 +95,7 @@ def test_predict_is_the_class_of_the_largest_logit():
     network = small_network(CE, [1])
     images, _ = batch((8, 8))
     logits = network.network(paddle.to_tensor(images))[0].numpy()
-    pred = step.DynamicStep(network).predict(images)
+    pred = updates.DynamicStep(network).predict(images)
     assert pred.dtype == np.uint8
     np.testing.assert_array_equal(pred, logits.argmax(1))
 
@@ -117,7 +118,7 @@ def test_fp16_updates_once_with_the_unscaled_gradient(scaler_on_cpu):
     for precision in ("fp32", "o1_fp16"):  # a CPU computes both in float32, so only scaling can differ
         paddle.seed(0)
         network = small_network(CE, [1])
-        stepper = step.DynamicStep(network, precision, iters=10)
+        stepper = updates.DynamicStep(network, precision, iters=10)
         result = stepper.run(images, labels)
         weights.append(weights_of(network))
     assert (result.skipped, result.scale) == (False, 1024.0)
@@ -128,7 +129,7 @@ def test_fp16_updates_once_with_the_unscaled_gradient(scaler_on_cpu):
 @pytest.mark.filterwarnings("ignore:amp_guard can only be enabled")
 def test_fp16_leaves_out_a_step_with_an_infinite_gradient_and_halves_the_scale(scaler_on_cpu):
     network = small_network(CE, [1])
-    stepper = step.DynamicStep(network, "o1_fp16", iters=10)
+    stepper = updates.DynamicStep(network, "o1_fp16", iters=10)
     images, labels = batch((8, 8))
     infinite = images.copy()
     infinite[0, 0, 0, 0] = np.inf
@@ -165,7 +166,7 @@ def test_fp16_in_a_static_program_scales_and_leaves_out_infinite_gradients():
     images, labels = batch((8, 8))
     infinite = images.copy()
     infinite[0, 0, 0, 0] = np.inf
-    single, half = (step.StaticStep(products_network, 2, (8, 8), p, iters=10) for p in ("fp32", "o1_fp16"))
+    single, half = (updates.StaticStep(products_network, 2, (8, 8), p, iters=10) for p in ("fp32", "o1_fp16"))
     expected, result = single.run(images, labels), half.run(paddle.to_tensor(images), paddle.to_tensor(labels))
     assert (result.loss, result.skipped, result.scale) == (pytest.approx(expected.loss), False, 1024.0)
     for stepper in (single, half):
@@ -201,15 +202,15 @@ def test_one_image_under_image_pooling_is_refused(graph):
     images, labels = batch((8, 8), count=1)
     with pytest.raises(UserError, match=r"'network.norm' would see one value per channel \(input \[1, 19, 1, 1\]\)"):
         if graph == "dynamic":
-            step.DynamicStep(pooled_network()).run(images, labels)
+            updates.DynamicStep(pooled_network()).run(images, labels)
         else:
-            step.StaticStep(pooled_network, 1, (8, 8))
+            updates.StaticStep(pooled_network, 1, (8, 8))
     assert paddle.in_dynamic_mode()
 
 
 def test_two_images_under_image_pooling_train():
     images, labels = batch((8, 8), count=2)
-    assert step.DynamicStep(pooled_network()).run(images, labels).loss > 0
+    assert updates.DynamicStep(pooled_network()).run(images, labels).loss > 0
 
 
 @pytest.mark.parametrize(
@@ -227,13 +228,13 @@ def test_two_images_under_image_pooling_train():
     ],
 )
 def test_what_cannot_run_says_why(cell, why):
-    answer = step.unsupported(*cell)
+    answer = updates.unsupported(*cell)
     assert answer is None if why is None else why in answer
 
 
 def test_an_unknown_precision_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean 'o1_fp16'"):
-        step.unsupported("cpu", "o1_fp", "NCHW", "dynamic", "unet")
+        updates.unsupported("cpu", "o1_fp", "NCHW", "dynamic", "unet")
 
 
 ROW_OF = {"GSCNN": "gscnn_resnet50", "ISANet": "isanet_resnet50", "HarDNet": "hardnet", "SFNet": "sfnet_resnet50"}
@@ -247,7 +248,7 @@ def test_what_is_said_to_have_no_graph_fails_in_it(network, graph):
     images, labels = batch((64, 80))
     with pytest.raises(Exception):  # noqa: B017 - whatever paddle raises
         if graph == "static":
-            step.StaticStep(lambda: zoo.build(ROW_OF[network]), 2, (64, 80))
+            updates.StaticStep(lambda: zoo.build(ROW_OF[network]), 2, (64, 80))
         else:
-            step.DynamicStep(zoo.build(ROW_OF[network]), graph=graph).run(images, labels)
+            updates.DynamicStep(zoo.build(ROW_OF[network]), graph=graph).run(images, labels)
     assert paddle.in_dynamic_mode()

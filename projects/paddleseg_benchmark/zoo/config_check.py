@@ -18,6 +18,8 @@ from paddleseg.cvlibs import manager
 
 SECTIONS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model")
 KEYS = ("batch_size", "iters", *SECTIONS)
+SUCCESSORS = {"learning_rate": "lr_scheduler (type: PolynomialDecay, learning_rate: 0.01, end_lr: 0, power: 0.9)"}
+"""Keys of PaddleSeg 2.0 that have another name since."""
 UNUSED = {
     "test_config": "evaluation here is of whole images at one scale",
     "to_static_training": "run_matrix.py measures graphs",
@@ -39,6 +41,8 @@ def check(tree: dict[str, Any], where: str) -> None:
     """
     for key in tree.keys() & UNUSED:
         raise UserError(f"{where}: '{key}' has no effect here ({UNUSED[key]}): take it out")
+    for key in tree.keys() & SUCCESSORS.keys():
+        raise UserError(f"{where}: '{key}' is a key of PaddleSeg 2.0: its successor is {SUCCESSORS[key]}: give that")
     _refuse_unknown(tree, KEYS, "", where)
     _require(tree, KEYS, "", where)
     for key, value in _numbers(tree):
@@ -119,36 +123,93 @@ def _check_component(value: Any, key: str, where: str, classes: Classes, more: t
 
 
 def _check_argument(name: str, value: Any, default: Any, key: str, where: str) -> None:
-    if name == "backbone":
-        _check_component(value, key, where, manager.BACKBONES.components_dict)
-    elif name == "transforms" or (name == "losses" and default is inspect.Parameter.empty):
-        if not isinstance(value, list):
-            raise UserError(f"{where}: '{key}' must be a list of sections with a type, not {shown(value)}")
-        registry = manager.TRANSFORMS if name == "transforms" else manager.LOSSES
-        for number, item in enumerate(value):
-            _check_component(item, f"{key}[{number}]", where, registry.components_dict)
-    elif name == "crop_size":
-        if not isinstance(value, list) or len(value) != 2:
-            raise UserError(f"{where}: '{key}' must be a list of width and height, not {shown(value)}")
-        for side in value:
-            _require_whole(side, key, where)
-    elif name == "num_classes":
-        _require_whole(value, key, where)
-    elif name == "ignore_index":
-        if value != IGNORE:
-            raise UserError(
-                f"{where}: '{key}' is {shown(value)}: labels are ignored where they are {IGNORE}: give that"
-            )
-    elif name == "learning_rate":
+    """One argument of a component: by its name where `_CHECKS` has it, else by the kind of its default."""
+    _CHECKS.get(name, _check_by_default)(value, default, key, where)
+
+
+def _check_backbone(value: Any, default: Any, key: str, where: str) -> None:
+    _check_component(value, key, where, manager.BACKBONES.components_dict)
+
+
+def _check_transforms(value: Any, default: Any, key: str, where: str) -> None:
+    _check_list(value, key, where, manager.TRANSFORMS.components_dict)
+
+
+def _check_mixed_losses(value: Any, default: Any, key: str, where: str) -> None:
+    if default is inspect.Parameter.empty:  # MixedLoss's; elsewhere `losses` is something else
+        _check_list(value, key, where, manager.LOSSES.components_dict)
+    else:
+        _check_by_default(value, default, key, where)
+
+
+def _check_list(value: Any, key: str, where: str, classes: Classes) -> None:
+    if not isinstance(value, list):
+        raise UserError(f"{where}: '{key}' must be a list of sections with a type, not {shown(value)}")
+    for number, item in enumerate(value):
+        _check_component(item, f"{key}[{number}]", where, classes)
+
+
+def _check_crop_size(value: Any, default: Any, key: str, where: str) -> None:
+    if not isinstance(value, list) or len(value) != 2:
+        raise UserError(f"{where}: '{key}' must be a list of width and height, not {shown(value)}")
+    for side in value:
+        _require_whole(side, key, where)
+
+
+def _check_count(value: Any, default: Any, key: str, where: str) -> None:
+    _require_whole(value, key, where)
+
+
+def _check_ignore_index(value: Any, default: Any, key: str, where: str) -> None:
+    if value != IGNORE:
+        raise UserError(f"{where}: '{key}' is {shown(value)}: labels are ignored where they are {IGNORE}: give that")
+
+
+def _check_rate(value: Any, default: Any, key: str, where: str) -> None:
+    _require_like(1.0, value, key, where)
+    if value <= 0:
+        raise UserError(f"{where}: '{key}' is {shown(value)}: give a number above 0")
+
+
+def _check_text(value: Any, default: Any, key: str, where: str) -> None:
+    _require_like("", value, key, where)
+
+
+def _check_optional_text(value: Any, default: Any, key: str, where: str) -> None:
+    if value is None:
+        _check_by_default(value, default, key, where)
+    else:
+        _check_text(value, default, key, where)
+
+
+def _check_optional_number(value: Any, default: Any, key: str, where: str) -> None:
+    if value is None:
+        _check_by_default(value, default, key, where)
+    else:
         _require_like(1.0, value, key, where)
-        if value <= 0:
-            raise UserError(f"{where}: '{key}' is {shown(value)}: give a number above 0")
-    elif name in ("mode", "dataset_root") or (name in ("train_path", "val_path", "pretrained") and value is not None):
-        _require_like("", value, key, where)
-    elif name == "weight_decay" and value is not None:
-        _require_like(1.0, value, key, where)
-    elif default is not inspect.Parameter.empty and default is not None:
+
+
+def _check_by_default(value: Any, default: Any, key: str, where: str) -> None:
+    if default is not inspect.Parameter.empty and default is not None:
         _require_like(default, value, key, where)
+
+
+_CHECKS: dict[str, Callable[[Any, Any, str, str], None]] = {
+    "backbone": _check_backbone,
+    "transforms": _check_transforms,
+    "losses": _check_mixed_losses,
+    "crop_size": _check_crop_size,
+    "num_classes": _check_count,
+    "ignore_index": _check_ignore_index,
+    "learning_rate": _check_rate,
+    "mode": _check_text,
+    "dataset_root": _check_text,
+    "train_path": _check_optional_text,
+    "val_path": _check_optional_text,
+    "pretrained": _check_optional_text,
+    "weight_decay": _check_optional_number,
+}
+"""Argument of a component -> how its value is checked: (value, the constructor's default, key, file)."""
 
 
 def _require_like(default: Any, value: Any, key: str, where: str) -> None:

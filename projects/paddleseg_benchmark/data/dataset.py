@@ -1,39 +1,29 @@
-"""Where batches come from: paddleseg's data sets and transforms as a config has them, or random images."""
+"""paddleseg's data sets as a config names them: found, checked, with labels as train ids."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from common.cli import UserError
 from common.images.read import read_image, read_label
 from common.labels import IGNORE, LabelSet, label_set, load_custom
 from common.lists.list_file import read_list
-from common.machine.parallel import Threads
 from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
-from paddleseg_benchmark import doctor, zoo
-from paddleseg_benchmark.zoo import ZooConfig
+from paddleseg_benchmark.zoo import zoo
+from paddleseg_benchmark.zoo.zoo import ZooConfig
 
 import cv2
 import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddleseg.cvlibs import SegBuilder
-from paddleseg.utils import worker_init_fn
 
 TOY_ROOT = "data/toy_cityscapes_128x256"
 TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
 CITYSCAPES_FOLDERS = ("leftImg8bit", "gtFine")
-AHEAD = 2  # batches in preparation
-HANGS_AFTER = 300.0  # seconds
-Batch = tuple[paddle.Tensor, paddle.Tensor, list[int]]
 
 
 def with_data(config: ZooConfig, root: str | None) -> ZooConfig:
@@ -209,110 +199,6 @@ class _ReadWhole:
             count = int(self._is_class.sum()) - 1
             raise UserError(f"{path}: holds values that are no class: 0..{count - 1} and {IGNORE} are: convert it")
         return ids
-
-
-def loader_processes(wanted: int) -> int:
-    """So many loader processes, or none where they would die: Paddle's need Linux and much of its shared memory."""
-    gib = doctor.shared_memory_gib()
-    if wanted == 0 or (gib is not None and gib >= doctor.SMALL_SHM_GIB):
-        return wanted
-    have = "none" if gib is None else f"{gib:.2f} GiB"
-    why = f"loader processes need {doctor.SMALL_SHM_GIB} GiB of shared memory, /dev/shm has {have}"
-    print(f"warning: {why}: images are loaded without such processes", file=sys.stderr, flush=True)
-    return 0
-
-
-def batches(dataset: paddle.io.Dataset, batch_size: int, num_workers: int) -> Iterator[Batch]:
-    """Batches of this process without end: images float32 (B, 3, H, W), labels int64 (B, H, W), and which pairs.
-
-    paddleseg's own way: a sampler that shuffles by the number of the epoch, and loader processes if asked for. Without
-    them a thread prepares batches ahead: paddle's own would wait for ever after an error in an image.
-
-    Raises:
-        UserError: There are fewer images than one batch of all processes takes; from iteration: an image or label
-            that cannot be used, a loader process that has ended, or a batch that has not come after `HANGS_AFTER` s.
-    """
-    sampler = paddle.io.DistributedBatchSampler(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
-    if len(sampler) == 0:
-        raise UserError(f"{len(dataset)} training images are less than one batch: lower the batch size")
-    threads = Threads(1)
-    try:
-        for epoch in itertools.count():
-            sampler.set_epoch(epoch)
-            order = list(sampler)
-            sampler.set_epoch(epoch)
-            prepared = map(partial(_load, dataset), order)
-            if num_workers:
-                loader = paddle.io.DataLoader(
-                    dataset, batch_sampler=sampler, num_workers=num_workers, worker_init_fn=worker_init_fn
-                )
-                prepared = _from_processes(iter(loader), len(order))
-            yield from _in_time(threads, prepared, order, dataset)
-    finally:
-        threads.stop()
-
-
-def _load(dataset: paddle.io.Dataset, indices: list[int]) -> dict[str, np.ndarray]:
-    samples = [dataset[index] for index in indices]
-    return {name: np.stack([sample[name] for sample in samples]) for name in ("img", "label")}
-
-
-def _from_processes(loaded: Iterator[dict], count: int) -> Iterator[dict]:
-    for _ in range(count):
-        try:
-            yield next(loaded)
-        except (RuntimeError, SystemError, StopIteration) as error:
-            raise _loader_failure(error) from None
-
-
-@contextmanager
-def loader_failures_explained() -> Iterator[None]:
-    """Where the batches are used: paddle raises there, from a signal handler, when a loader process dies.
-
-    Raises:
-        UserError: It has.
-    """
-    try:
-        yield
-    except SystemError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise _loader_failure(error) from None
-
-
-def _loader_failure(error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"a loader process has ended ({reason}): is there enough memory? --num_workers 0 does without")
-
-
-def _in_time(
-    threads: Threads, prepared: Iterator[dict], order: list[list[int]], dataset: paddle.io.Dataset
-) -> Iterator[Batch]:
-    """The batches of an epoch, which the thread takes from `prepared`, up to two ahead."""
-    pending = deque(threads.submit(next, prepared) for _ in order[:AHEAD])
-    for number, indices in enumerate(order):
-        if number + AHEAD < len(order):
-            pending.append(threads.submit(next, prepared))
-        future = pending.popleft()
-        try:
-            batch = future.result(HANGS_AFTER)
-        except TimeoutError:
-            if future.done():  # the error is the batch's own
-                raise
-            names = ", ".join(dataset.file_list[index][0] for index in indices)
-            raise UserError(
-                f"{names}: not read in {HANGS_AFTER:g} seconds: is the disk or network drive still there?"
-            ) from None
-        yield paddle.to_tensor(batch["img"]), paddle.to_tensor(batch["label"]).astype("int64"), indices
-
-
-def synthetic_batches(batch_size: int, size: tuple[int, int], num_classes: int, seed: int) -> Iterator[Batch]:
-    """One random batch over and over: what a network takes without any loader. Shapes as `batches`, of no pairs."""
-    rng = np.random.default_rng(seed)
-    images = paddle.to_tensor(rng.standard_normal((batch_size, 3, *size), dtype=np.float32))
-    labels = paddle.to_tensor(rng.integers(0, num_classes, (batch_size, *size)))
-    while True:
-        yield images, labels, []
 
 
 def _crop(config: ZooConfig) -> dict:

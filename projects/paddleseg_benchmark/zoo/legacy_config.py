@@ -21,7 +21,7 @@ from typing import Any
 from common.cli import UserError, did_you_mean, shown
 from common.config.strict_yaml import load_yaml
 from common.config.typed import read_config_text
-from paddleseg_benchmark import zoo
+from paddleseg_benchmark.zoo import zoo
 
 # Every key that is read, with its default; a value that is not one of `_ONLY` below is refused.
 DEFAULTS: dict[str, Any] = {

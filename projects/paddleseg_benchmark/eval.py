@@ -8,7 +8,7 @@ from common.cli import UserError
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation
-from paddleseg_benchmark.zoo import ZooNetwork
+from paddleseg_benchmark.zoo.zoo import ZooNetwork
 
 import numpy as np
 import paddle

@@ -1,0 +1,1 @@
+"""Data sets of a config as paddleseg opens them, checked, and the batches of a training."""
