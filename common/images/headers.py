@@ -21,8 +21,11 @@ _JPEG_START, _JPEG_SCAN = b"\xff\xd8", 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BMP_CORE = 12  # bytes of the oldest header, whose sides have 16 bits
 _TIFF_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COLOURS, _TIFF_ORIENTATION, _TIFF_CHANNELS = 256, 257, 262, 274, 277
-_TIFF_CMYK = 5
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_COLOURS = 256, 257, 258, 262
+_TIFF_ORIENTATION, _TIFF_CHANNELS, _TIFF_SAMPLES = 274, 277, 339
+_TIFF_WHITE_IS_ZERO, _TIFF_PALETTE, _TIFF_CMYK = 0, 3, 5
+_TIFF_FLOAT = 3
+_BMP_HEADER = 14  # bytes of the file header, before the one whose length it gives
 _TIFF_SHORT = 3
 _WEBP_ANIMATION = 2
 
@@ -47,10 +50,12 @@ class ImageHeader:
     Attributes:
         kind: "png", "jpeg", "bmp", "tiff" or "webp".
         size: (height, width) as stored; an EXIF orientation is not applied.
-        bit_depth: Bits per sample of a PNG or JPEG; 8 for others.
-        palette: True for a PNG whose pixels are indices into colours.
-        data_start: Offset of the first chunk (PNG), of the compressed scan (JPEG), or of a TIFF's orientation (0: it
-            has none).
+        bit_depth: Bits per sample; of a BMP, bits per pixel; 8 for WebP.
+        palette: Whether pixels are indices into colours (PNG, BMP, TIFF).
+        data_start: Offset of the first chunk (PNG), of the compressed scan (JPEG), of the palette (BMP), or of a TIFF's
+            orientation (0: it has none).
+        is_float: A TIFF of floating-point samples.
+        white_is_zero: A TIFF of grey values that run from white.
     """
 
     kind: str
@@ -58,6 +63,8 @@ class ImageHeader:
     bit_depth: int = 8
     palette: bool = False
     data_start: int = 0
+    is_float: bool = False
+    white_is_zero: bool = False
 
 
 def parse_header(data: bytes, path: str | os.PathLike) -> ImageHeader:
@@ -141,8 +148,11 @@ def _parse_jpeg(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
 
 def _parse_bmp(data: bytes, path: str | os.PathLike) -> ImageHeader:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
-    width, height = struct.unpack_from("<HH" if header_bytes == _BMP_CORE else "<ii", data, 18)
-    return ImageHeader("bmp", (abs(height), abs(width)))  # a negative height: rows from top to bottom
+    is_core = header_bytes == _BMP_CORE
+    width, height = struct.unpack_from("<HH" if is_core else "<ii", data, 18)
+    (bits,) = struct.unpack_from("<H", data, 24 if is_core else 28)
+    size = abs(height), abs(width)  # a negative height: rows from top to bottom
+    return ImageHeader("bmp", size, bits, palette=bits <= 8, data_start=_BMP_HEADER + header_bytes)
 
 
 def _parse_tiff(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
@@ -161,7 +171,18 @@ def _parse_tiff(data: bytes, path: str | os.PathLike) -> ImageHeader | None:
     channels = values.get(_TIFF_CHANNELS, 1)
     if channels > 3 and values.get(_TIFF_COLOURS) != _TIFF_CMYK:  # OpenCV would multiply RGB by the fourth
         raise ImageError(path, f"{channels} channels in a TIFF; networks here see RGB: save those three as an image")
-    return ImageHeader("tiff", (values[_TIFF_HEIGHT], values[_TIFF_WIDTH]), data_start=orientation)
+    bits, colours = values.get(_TIFF_BITS, 1), values.get(_TIFF_COLOURS)
+    if channels > 2:  # one number per channel, elsewhere in the file
+        (bits,) = struct.unpack_from(f"{order}H", data, bits) if bits + 2 <= len(data) else (8,)
+    return ImageHeader(
+        "tiff",
+        (values[_TIFF_HEIGHT], values[_TIFF_WIDTH]),
+        bit_depth=bits,
+        palette=colours == _TIFF_PALETTE,
+        data_start=orientation,
+        is_float=channels == 1 and values.get(_TIFF_SAMPLES) == _TIFF_FLOAT,
+        white_is_zero=channels == 1 and colours == _TIFF_WHITE_IS_ZERO,
+    )
 
 
 def _parse_webp(data: bytes, path: str | os.PathLike) -> ImageHeader | None:

@@ -7,14 +7,17 @@ animation, and believes any size that a header claims; loaders that must not do 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import struct
+import warnings
 import zlib
 
 from common.images.headers import MAX_PIXELS, ImageError, ImageHeader, parse_header
 
 import cv2
 import numpy as np
+import PIL.Image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -69,14 +72,15 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_label(path: str | os.PathLike) -> np.ndarray:
-    """Reads a label's values as stored; a palette PNG gives its indices.
+    """Reads a label's values as stored; a palette file gives its indices, whatever colours they stand for.
 
     Returns:
-        (height, width) uint8 or uint16, as the file has it; (height, width, channels) where the file has colours: the
-        caller decides whether that is an error.
+        (height, width) of integers, as the file has them, uint8 up to 8 bits; (height, width, channels) where the file
+        has colours: the caller decides whether that is an error.
 
     Raises:
-        ImageError: A file that is missing, truncated, too large, an animation or no image.
+        ImageError: A file that is missing, truncated, too large, an animation or no image, or a TIFF whose grey values
+            run from white, so that a viewer shows other values than are stored.
     """
     return decode_label(_read_bytes(path), path)
 
@@ -85,6 +89,9 @@ def decode_image(data: bytes, path: str | os.PathLike) -> np.ndarray:
     """Decodes the bytes of an image to (height, width, 3) uint8, RGB; errors as `read_image`."""
     header = parse_header(data, path)
     _require_whole(data, header, path)
+    if header.is_float or header.bit_depth > 32 or (header.kind == "tiff" and header.bit_depth > 16):
+        kind = "floating-point" if header.is_float else f"{header.bit_depth}-bit"
+        raise ImageError(path, f"{kind} samples; networks here see 8 bits: scale them and save 8 or 16 bits")
     return _decode(_not_turned(data, header), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
 
 
@@ -92,11 +99,37 @@ def decode_label(data: bytes, path: str | os.PathLike) -> np.ndarray:
     """Decodes the bytes of a label; result and errors as `read_label`."""
     header = parse_header(data, path)
     _require_whole(data, header, path)
+    if header.white_is_zero:
+        raise ImageError(path, "a TIFF whose values run from white (WhiteIsZero); save it as PNG")
+    if header.kind in ("bmp", "tiff") and (header.palette or header.bit_depth < 8):
+        return _indices(data, header, path)
     data = _palette_as_grey(data, path) if header.palette else _not_turned(data, header)
-    label = _decode(data, cv2.IMREAD_UNCHANGED, path)
-    if header.kind == "png" and header.bit_depth < 8:
-        label = label // (255 // (2**header.bit_depth - 1))  # samples of 1, 2 and 4 bits come back spread over 0..255
-    return label
+    return _unspread(_decode(data, cv2.IMREAD_UNCHANGED, path), header)
+
+
+def _unspread(label: np.ndarray, header: ImageHeader) -> np.ndarray:
+    """Undoes that decoders spread grey samples of 1, 2 and 4 bits over 0..255."""
+    return label // np.uint8(255 // (2**header.bit_depth - 1)) if header.bit_depth < 8 else label
+
+
+def _indices(data: bytes, header: ImageHeader, path: str | os.PathLike) -> np.ndarray:
+    """The stored values of a BMP or TIFF with a palette or of less than 8 bits, which OpenCV turns into colours."""
+    if header.kind == "bmp":  # Pillow takes a palette of greys for values: it gets one that is none
+        (pixels,) = struct.unpack_from("<I", data, 10)
+        length = max(0, min(pixels - header.data_start, 4 * 2**header.bit_depth))
+        colors = (bytes([1, 2, 3, 0]) * (length // 4 + 1))[:length]  # of 3 bytes each in the oldest files: no greys too
+        data = data[: header.data_start] + colors + data[header.data_start + length :]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = PIL.Image.open(io.BytesIO(_not_turned(data, header)), formats=(header.kind,))
+            values = np.asarray(image)
+    except Exception as error:  # damaged files fail in many ways
+        reason = " ".join(str(error).split())[:80]
+        raise ImageError(path, f"damaged or not an image ({reason}); copy it again") from None
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    return values.copy() if header.palette else _unspread(values, header)
 
 
 def _read_bytes(path: str | os.PathLike, count: int = -1) -> bytes:

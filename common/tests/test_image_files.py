@@ -137,3 +137,119 @@ def test_channels_besides_rgb_are_refused(tmp_path, channels):
 def test_a_cmyk_tiff_is_an_image(tmp_path):
     Image.fromarray(np.full((4, 5, 4), (0, 0, 0, 55), np.uint8), "CMYK").save(tmp_path / "print.tif")
     assert (read_image(tmp_path / "print.tif") == 200).all()
+
+
+def packed_rows(bits, values):
+    """Rows of samples of `bits` bits, each row filled up to whole bytes."""
+    rows = []
+    for row in values:
+        text = "".join(f"{int(value):0{bits}b}" for value in row)
+        text += "0" * (-len(text) % 8)
+        rows.append(int(text, 2).to_bytes(len(text) // 8, "big"))
+    return rows
+
+
+def bmp_bytes(bits, values, palette):
+    """A BMP written by hand from its specification (BITMAPINFOHEADER, uncompressed, from the bottom row up)."""
+    rows = [row + b"\0" * (-len(row) % 4) for row in packed_rows(bits, values)][::-1]
+    colors = b"".join(bytes((blue, green, red, 0)) for red, green, blue in palette)
+    start, data = 54 + len(colors), b"".join(rows)
+    info = struct.pack("<IiiHHIIiiII", 40, *values.shape[::-1], 1, bits, 0, len(data), 0, 0, len(palette), 0)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + info + colors + data
+
+
+def tiff_bytes(bits, values, photometric, palette=()):
+    """A little-endian TIFF of one strip, written by hand from its specification."""
+    data = b"".join(packed_rows(bits, values))
+    height, width = values.shape
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    entries += [(278, height), (279, len(data))]
+    directory = 8 + len(data)
+    ends = directory + 2 + 12 * (len(entries) + bool(palette)) + 4
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    tail = b""
+    if palette:
+        fields += struct.pack("<HHII", 320, 3, 3 * len(palette), ends)
+        tail = b"".join(struct.pack("<H", 257 * color[channel]) for channel in range(3) for color in palette)
+    count = struct.pack("<H", len(entries) + bool(palette))
+    return b"II*\0" + struct.pack("<I", directory) + data + count + fields + struct.pack("<I", 0) + tail
+
+
+GREYS = {
+    "as values": lambda count: [(i, i, i) for i in range(count)],
+    "spread": lambda count: [(255 * i // (count - 1),) * 3 for i in range(count)],
+    "turned": lambda count: [(255 - 255 * i // (count - 1),) * 3 for i in range(count)],
+    "colours": lambda count: [(7 * i % 256, 255 - i, i % 3) for i in range(count)],
+}
+
+
+@pytest.mark.parametrize("palette", GREYS)
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_bmp_label_gives_its_indices_whatever_its_palette(bits, palette, tmp_path):
+    values = (np.arange(35).reshape(5, 7) * 3 % 2**bits).astype(np.uint8)
+    (tmp_path / "l.bmp").write_bytes(bmp_bytes(bits, values, GREYS[palette](2**bits)))
+    label = read_label(tmp_path / "l.bmp")
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, values)
+
+
+@pytest.mark.parametrize("colors", [2, 3, 200])
+def test_a_short_palette_leaves_the_pixels_alone(colors, tmp_path):
+    values = (np.arange(35).reshape(5, 7) % 2).astype(np.uint8)
+    (tmp_path / "l.bmp").write_bytes(bmp_bytes(8, values, [(i, i, i) for i in range(colors)]))
+    np.testing.assert_array_equal(read_label(tmp_path / "l.bmp"), values)
+
+
+def test_the_oldest_bmp_header(tmp_path):
+    values = (np.arange(35).reshape(5, 7) % 16).astype(np.uint8)
+    rows = [row + b"\0" * (-len(row) % 4) for row in packed_rows(4, values)][::-1]
+    colors, data = b"".join(bytes((i, i, i)) for i in range(16)), b"".join(rows)
+    header = struct.pack("<IHHHH", 12, 7, 5, 1, 4)  # BITMAPCOREHEADER: colours of 3 bytes
+    start = 14 + 12 + len(colors)
+    whole = b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + colors + data
+    (tmp_path / "l.bmp").write_bytes(whole)
+    np.testing.assert_array_equal(read_label(tmp_path / "l.bmp"), values)
+
+
+@pytest.mark.parametrize("palette", [None, *GREYS])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_tiff_label_gives_its_values_or_indices(bits, palette, tmp_path):
+    values = (np.arange(35).reshape(5, 7) * 3 % 2**bits).astype(np.uint8)
+    data = tiff_bytes(bits, values, 1) if palette is None else tiff_bytes(bits, values, 3, GREYS[palette](2**bits))
+    (tmp_path / "l.tif").write_bytes(data)
+    label = read_label(tmp_path / "l.tif")
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, values)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_tiff_that_runs_from_white_is_refused_as_a_label(bits, tmp_path):
+    values = (np.arange(35).reshape(5, 7) % 2**bits).astype(np.uint8)
+    (tmp_path / "l.tif").write_bytes(tiff_bytes(bits, values, 0))
+    with pytest.raises(ImageError, match=r"l\.tif: a TIFF whose values run from white .* as PNG"):
+        read_label(tmp_path / "l.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_masks_of_one_bit_are_zero_and_one(suffix, tmp_path):
+    mask = np.arange(35).reshape(5, 7) % 3 == 0
+    Image.fromarray(mask).save(tmp_path / f"m.{suffix}")
+    np.testing.assert_array_equal(read_label(tmp_path / f"m.{suffix}"), mask.astype(np.uint8))
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 5), np.float32), np.zeros((4, 5), np.int32)])
+def test_images_of_32_bits_are_named(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "i.tif")
+    with pytest.raises(ImageError, match=r"i\.tif: (floating-point|32-bit) samples; networks here see 8 bits"):
+        read_image(tmp_path / "i.tif")
+
+
+@pytest.mark.parametrize("kind", ["bmp", "tif"])
+@pytest.mark.parametrize("kept", [0.3, 0.7])
+def test_a_cut_palette_label_is_refused(kind, kept, tmp_path):
+    values = (np.arange(350).reshape(50, 7) % 16).astype(np.uint8)
+    palette = GREYS["colours"](16)
+    data = bmp_bytes(4, values, palette) if kind == "bmp" else tiff_bytes(4, values, 3, palette)
+    (tmp_path / f"l.{kind}").write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(ImageError, match=rf"l\.{kind}"):
+        read_label(tmp_path / f"l.{kind}")
