@@ -179,9 +179,9 @@ def _stdc_seg_paddleseg(variant: str) -> Arch:
 def _with_all_outputs(model: paddle.nn.Layer) -> PaddleNetwork:
     """A STDC-Seg that gives its training outputs, auxiliary and detail logits too, with the running statistics."""
 
-    def forward(images: paddle.Tensor) -> list[paddle.Tensor]:
+    def forward(images: paddle.Tensor) -> Any:
         model.training = True  # of the whole only; its layers stay in evaluation mode
-        outputs: Any = model(images)
+        outputs = model(images)
         model.training = False
         return outputs
 

@@ -220,7 +220,9 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _flat(output: Any) -> list[Any]:
-    """The tensors of nested lists and tuples, in order."""
+    """The tensors of nested dicts, lists and tuples, in order."""
+    if isinstance(output, dict):
+        output = list(output.values())
     if isinstance(output, list | tuple):
         return [tensor for part in output for tensor in _flat(part)]
     return [output]

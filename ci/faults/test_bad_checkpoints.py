@@ -142,13 +142,10 @@ def test_every_field_of_its_state_with_values_of_every_kind(target, tmp_path, tr
     tried("a checkpoint whose state was changed", target.name, len(seen))
 
 
-EXPORTS = {target.name: "inference" for target in RESUMABLE} | {"semsegpaddle_glore": "runtimes"}
-
-
 @PER_PROJECT
 def test_metadata_of_an_export_with_values_of_every_kind(target, tried):
     """What an .onnx file says of itself is read as it is meant, or the file is named."""
-    module = importlib.import_module(f"{target.name}.{EXPORTS[target.name]}")
+    module = importlib.import_module(f"{target.name}.inference")
     info = module.read_checkpoint_info(trained(target).best)
     texts = info.to_texts()
     assert module.ModelInfo.from_texts(texts, "model.onnx") == info

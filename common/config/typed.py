@@ -168,3 +168,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def require(condition: bool, key: str, rule: str) -> None:
+    """Raises UserError "KEY must be RULE" unless a value of an experiment is allowed; for `__post_init__`."""
+    if not condition:
+        raise UserError(f"{key} must be {rule}")

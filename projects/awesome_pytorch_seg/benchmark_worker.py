@@ -146,5 +146,5 @@ def build(network: Network) -> nn.Module:
 def outputs_of(result: Any) -> tuple[Any, ...]:
     """Main logits, and auxiliary ones where there are any, of whatever form a library gives them in."""
     if isinstance(result, Mapping):
-        return tuple(result.values())
-    return result if isinstance(result, tuple) else (result,)
+        result = tuple(result.values())
+    return sum(map(outputs_of, result), ()) if isinstance(result, tuple) else (result,)

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from awesome_pytorch_seg.protocol import EvalProtocol
 from common.cli import UserError, did_you_mean
 from common.config.typed import load_config
 
@@ -177,70 +178,6 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(self.num_workers >= 0, "num_workers", "0 or more")
         _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2**31")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalProtocol:
-    """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
-
-    Each of `scales` resizes the image; logits are enlarged to the label's size, class probabilities are averaged over
-    scales, flips and windows. Labels are never resized but by `centre_crop`, which is there because the original
-    project's table was measured so.
-    """
-
-    scales: tuple[float, ...]
-    flip: bool
-    window: tuple[int, int] | None = None  # the network sees windows of this size; null: the whole image at once
-    stride: tuple[int, int] | None = None  # from window to window; less than the window where they overlap
-    centre_crop: int | None = None  # first the square in the middle of image AND label, at this shorter side
-
-    def __post_init__(self) -> None:
-        _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
-        _require((self.window is None) == (self.stride is None), "window", "given together with stride")
-        if self.window is not None:
-            _require(min(self.window) >= 16, "window", "at least 16 pixels a side")
-            fits = all(0 < step <= side for step, side in zip(self.stride, self.window, strict=True))
-            _require(fits, "stride", "positive and at most the window")
-        _require(self.centre_crop is None or self.centre_crop >= 16, "centre_crop", "at least 16 pixels, or null")
-
-    @property
-    def averages(self) -> bool:
-        """Whether a pixel's scores come from more than one forward."""
-        return len(self.scales) > 1 or self.flip or self.window is not None
-
-    @property
-    def short_name(self) -> str:
-        """For file names: "ss", "ms_flip", "ss_slide480x480", "ss_centre480"."""
-        parts = ["ss" if self.scales == (1.0,) else "ms"]
-        if self.flip:
-            parts.append("flip")
-        if self.window is not None:
-            parts.append("slide{}x{}".format(*self.window))
-        if self.centre_crop is not None:
-            parts.append(f"centre{self.centre_crop}")
-        return "_".join(parts)
-
-    def __str__(self) -> str:
-        parts = ["ss" if self.scales == (1.0,) else "ms " + "/".join(f"{scale:g}" for scale in self.scales)]
-        if self.flip:
-            parts.append("flip")
-        parts.append(
-            "whole image" if self.window is None else "slide {}x{} by {}x{}".format(*self.window, *self.stride)
-        )
-        if self.centre_crop is not None:
-            parts.append(f"centre crop {self.centre_crop} of image and label (labels resized)")
-        return ", ".join(parts)
-
-
-PROTOCOLS = {
-    "ss": EvalProtocol((1.0,), flip=False),
-    "flip": EvalProtocol((1.0,), flip=True),
-    "ms": EvalProtocol((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=False),
-    "ms-flip": EvalProtocol((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True),
-    "slide-480": EvalProtocol((1.0,), flip=False, window=(480, 480), stride=(320, 320)),
-    "centre-crop-480": EvalProtocol((1.0,), flip=False, centre_crop=480),
-}
-"""Protocols by name: `eval.py --protocol NAME`. The last one is the original project's."""
 
 
 @dataclasses.dataclass(frozen=True)

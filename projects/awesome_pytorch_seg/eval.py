@@ -17,16 +17,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.checkpoint import load_network, read_experiment
-from awesome_pytorch_seg.config import PROTOCOLS, DataConfig, EvalProtocol
+from awesome_pytorch_seg.config import DataConfig
 from awesome_pytorch_seg.data.dataset import open_list, with_root
 from awesome_pytorch_seg.data.transforms import centre_crop, normalize
 from awesome_pytorch_seg.losses import mean_cross_entropy
 from awesome_pytorch_seg.memory import keep_freed_memory
+from awesome_pytorch_seg.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
 from common.metrics import ConfusionMatrix
@@ -37,59 +37,7 @@ from common.samples.stream import require_valid_pixels
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-
-
-def class_scores(model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol) -> torch.Tensor:
-    """Scores whose argmax is the prediction and whose softmax are the probabilities.
-
-    One scale, not mirrored, the whole image: the logits. Otherwise: the logarithm of the mean of the probabilities.
-
-    Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
-    """
-    if not protocol.averages:
-        (scale,) = protocol.scales
-        return _resize(model(_scaled(image, scale)).float(), size)
-    total, count = None, 0
-    for scale in protocol.scales:
-        resized = _scaled(image, scale)
-        for flipped in (False, True) if protocol.flip else (False,):
-            probs = _probabilities(model, resized.flip(3) if flipped else resized, size, protocol)
-            probs = probs.flip(3) if flipped else probs
-            total, count = (probs if total is None else total + probs), count + 1
-    return torch.log((total / count).clamp(min=1e-12))
-
-
-def _probabilities(
-    model: nn.Module, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol
-) -> torch.Tensor:
-    """(1, 3, H, W) -> (1, num_classes, *size), the mean over windows where there are any."""
-    if protocol.window is None:
-        return F.softmax(_resize(model(image).float(), size), dim=1)
-    height, width = image.shape[2:]
-    window_height, window_width = protocol.window
-    # What is smaller than a window is filled up with the mean colour.
-    image = F.pad(image, (0, max(0, window_width - width), 0, max(0, window_height - height)))
-    total, times = None, image.new_zeros(image.shape[2:])
-    for window in windows(image.shape[2:], protocol.window, protocol.stride):
-        probs = F.softmax(model(image[(..., *window)]).float(), dim=1)  # (1, C, window height, window width)
-        if total is None:
-            total = probs.new_zeros(1, probs.shape[1], *image.shape[2:])
-        total[(..., *window)] += probs
-        times[window] += 1
-    return _resize((total / times)[..., :height, :width], size)
-
-
-def windows(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Windows that cover an image of `size`, the last ones moved back so that they end where it ends."""
-    starts = []
-    for length, side, step in zip(size, window, stride, strict=True):
-        last = length - side
-        starts.append([*range(0, last, step), last])
-    for top in starts[0]:
-        for left in starts[1]:
-            yield slice(top, top + window[0]), slice(left, left + window[1])
 
 
 @torch.no_grad()
@@ -113,7 +61,7 @@ def evaluate(
         if protocol.centre_crop is not None:
             source, ids = centre_crop(source, ids, protocol.centre_crop)
         if protocol.window is None:
-            require_sides(dataset.pairs[index].image, ids.shape, min(protocol.scales))
+            require_sides(dataset.pairs[index].image, ids.shape, smallest_scale(ids.shape, protocol))
         image = torch.from_numpy(normalize(source, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image.to(device), ids.shape, protocol)
         matrix.update(ids, scores.argmax(dim=1)[0].cpu().numpy())
@@ -197,16 +145,6 @@ def _parse_args() -> argparse.Namespace:
     if bool(args.weights) == bool(args.model):
         raise UserError("name what to evaluate: --weights FILE, or --model NAME with --backbone and --dataset")
     return args
-
-
-def _scaled(image: torch.Tensor, scale: float) -> torch.Tensor:
-    height, width = image.shape[2:]
-    return _resize(image, (round(height * scale), round(width * scale)))
-
-
-def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear. (B, C, h, w) -> (B, C, H, W)."""
-    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ With nothing to learn (every pixel ignored) each loss is 0 with zero gradient. A
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from awesome_pytorch_seg.config import LossConfig
+from common.cli import UserError
 from common.labels import IGNORE
 
 import torch
@@ -143,11 +147,10 @@ class OutputsLoss(nn.Module):
         self.pixel_loss = pixel_loss
         self.aux_weight = pixel_loss.aux_weight if aux_weight is None else aux_weight
 
-    def forward(
-        self, outputs: tuple[torch.Tensor, ...], label: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, outputs: dict[str, Any], label: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns (total, parts)."""
-        losses = [self.pixel_loss(_at_label_size(logits, label), label) for logits in outputs]
+        every = (outputs["logits"], *outputs.get("aux", ()))
+        losses = [self.pixel_loss(_at_label_size(logits, label), label) for logits in every]
         main, aux = losses[0], sum(losses[1:], torch.zeros((), device=label.device))
         return main + self.aux_weight * aux, {"main": main, "aux": aux}
 
@@ -158,7 +161,7 @@ class EncNetLoss(OutputsLoss):
     That one is binary cross entropy between the presence logits and which classes occur in the image's label;
     images without a valid pixel are left out.
 
-    Shapes: outputs (logits, presence logits (B, num_classes), auxiliary logits), label int64 (B, H, W).
+    Shapes: outputs "logits", "aux" and "presence" (B, num_classes), logits; label int64 (B, H, W).
 
     Reference: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, section 2 (SE-loss) and
         implementation details (weight 0.2).
@@ -167,12 +170,10 @@ class EncNetLoss(OutputsLoss):
     names = ("main", "aux", "presence")
     presence_weight = 0.2
 
-    def forward(
-        self, outputs: tuple[torch.Tensor, ...], label: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, outputs: dict[str, Any], label: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns (total, parts)."""
-        logits, presence_logits, aux_logits = outputs
-        total, parts = super().forward((logits, aux_logits), label)
+        total, parts = super().forward(outputs, label)
+        presence_logits = outputs["presence"]
         present = classes_present(label, presence_logits.shape[1])
         learnable = present.any(1)
         loss = F.binary_cross_entropy_with_logits(presence_logits.float(), present.float(), reduction="none").mean(1)
@@ -185,7 +186,7 @@ class ICNetLoss(nn.Module):
 
     Labels are made smaller by picking pixels, never mixing them. The parts are "main", "guide8" and "guide16".
 
-    Shapes: outputs (logits at stride 4, 8, 16), label int64 (B, H, W).
+    Shapes: outputs "logits" at stride 4 and "aux" at strides 8 and 16; label int64 (B, H, W).
 
     Reference: Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resolution Images", ECCV 2018, section
         3.4; weights 1, 0.4 and 0.16 in its implementation details.
@@ -198,13 +199,36 @@ class ICNetLoss(nn.Module):
         super().__init__()
         self.pixel_loss = pixel_loss
 
-    def forward(
-        self, outputs: tuple[torch.Tensor, ...], label: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, outputs: dict[str, Any], label: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Returns (total, parts)."""
-        losses = [self.pixel_loss(logits, shrink_label(label, logits.shape[2:])) for logits in outputs]
+        every = (outputs["logits"], *outputs["aux"])
+        losses = [self.pixel_loss(logits, shrink_label(label, logits.shape[2:])) for logits in every]
         total = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
         return total, dict(zip(self.names, losses, strict=True))
+
+
+LOSSES: dict[str, Callable[[PixelLoss], nn.Module]] = {
+    "icnet": ICNetLoss,
+    "encnet": EncNetLoss,
+    "bisenet": partial(OutputsLoss, aux_weight=1.0),
+    "danet": partial(OutputsLoss, aux_weight=1.0),
+}
+"""Networks whose papers train with another sum than the experiment's weight times the auxiliary losses."""
+
+
+def build_loss(name: str, config: LossConfig, num_classes: int) -> nn.Module:
+    """The loss of a network's training outputs, as its paper has it.
+
+    Its call takes (outputs, label int64 (B, H, W)) and gives (total, {name: part}); its `names` are those of the parts.
+
+    Raises:
+        UserError: The number of class weights is not the number of classes.
+    """
+    if config.class_weights is not None and len(config.class_weights) != num_classes:
+        raise UserError(
+            f"loss.class_weights has {len(config.class_weights)} values, the data {num_classes} classes: give one each"
+        )
+    return LOSSES.get(name, OutputsLoss)(PixelLoss(config))
 
 
 def classes_present(label: torch.Tensor, num_classes: int) -> torch.Tensor:

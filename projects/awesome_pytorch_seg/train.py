@@ -19,6 +19,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.checkpoint import (
@@ -34,9 +35,9 @@ from awesome_pytorch_seg.checkpoint import (
 from awesome_pytorch_seg.data.dataset import label_pieces, open_list, train_batches, with_root
 from awesome_pytorch_seg.eval import evaluate
 from awesome_pytorch_seg.flags import parse_args
+from awesome_pytorch_seg.losses import build_loss
 from awesome_pytorch_seg.lr_schedule import learning_rate
 from awesome_pytorch_seg.memory import keep_freed_memory
-from awesome_pytorch_seg.models import build_loss
 from awesome_pytorch_seg.models.dunet import DUpsampling
 from awesome_pytorch_seg.models.layers import refuse_single_value_batch_norm
 from awesome_pytorch_seg.optimizer import WeightAverage, build_optimizer, set_learning_rate
@@ -193,7 +194,7 @@ class Trainer:
         self.scaler.scale(total / train.accumulate).backward()
         return {"loss": value, **{name: float(part.detach()) for name, part in parts.items()}}
 
-    def _outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _outputs(self, images: torch.Tensor) -> dict[str, Any]:
         try:
             return self.forward(images)
         except ValueError as error:

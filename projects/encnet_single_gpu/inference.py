@@ -1,4 +1,11 @@
-"""A trained network, of a checkpoint or exported to ONNX, with what its input needs to be."""
+"""Networks ready to run, in PyTorch and in ONNX Runtime behind one method, and what must be known to feed them.
+
+    network, info = TorchNetwork("best.safetensors"), read_checkpoint_info("best.safetensors")
+    network = OnnxNetwork("model.onnx")   # info = network.info
+    logits = network.logits(images)       # float32 (B, 3, H, W) normalised -> float32 (B, num_classes, H, W)
+
+Mean, std, channel order, scale, class names and palette come from the weight file; nothing here has values of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from common.cli import UserError
 from common.config.typed import config_from_text
@@ -18,6 +26,7 @@ from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
 from encnet_single_gpu.config import Config
 from encnet_single_gpu.data.dataset import labels_of
 from encnet_single_gpu.models import build_model
+from encnet_single_gpu.protocol import Model
 
 import numpy as np
 import torch
@@ -113,8 +122,32 @@ class ModelInfo:
         return info
 
 
+class Network(Protocol):
+    """One method for both runtimes."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Float32 (B, 3, H, W), normalised -> float32 (B, num_classes, H, W)."""
+
+
+class TorchNetwork:
+    """The network itself, filled from a checkpoint, on the GPU if there is one.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or for another network.
+    """
+
+    def __init__(self, weights: str | os.PathLike):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_network(weights).to(self.device)
+
+    @torch.no_grad()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        return self.model(torch.from_numpy(images).to(self.device)).cpu().numpy()
+
+
 class OnnxNetwork:
-    """An exported model.onnx in ONNX Runtime, on the CPU with `OMP_NUM_THREADS` threads, called as a network is.
+    """An exported model.onnx in ONNX Runtime, on the CPU with `OMP_NUM_THREADS` threads.
 
     Raises:
         UserError: ONNX Runtime is not installed; the file is missing, no ONNX model, or none of export.py.
@@ -139,11 +172,11 @@ class OnnxNetwork:
             ) from None
         self.info = ModelInfo.from_texts(self._session.get_modelmeta().custom_metadata_map, path)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Float32 (1, 3, H, W), normalised -> logits (1, num_classes, H, W).
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`.
 
         Raises:
-            UserError: An image of a size that the export does not take.
+            UserError: Images of a size that the export does not take.
         """
         size, taken = list(images.shape[2:]), self._session.get_inputs()[0].shape[2:]
         if size != taken and all(isinstance(side, int) for side in taken):
@@ -151,7 +184,14 @@ class OnnxNetwork:
                 "{}x{} pixels, but the export takes {}x{} alone: export it at that size (export.py --size), or use the "
                 "checkpoint".format(*size, *taken)
             )
-        return torch.from_numpy(self._session.run(["logits"], {"images": images.numpy()})[0])
+        return self._session.run(["logits"], {"images": images})[0]
+
+
+def as_model(network: Network) -> Model:
+    """What `class_scores` calls: PyTorch's own network as it is, which leaves tensors on its device, others wrapped."""
+    if isinstance(network, TorchNetwork):
+        return network.model
+    return lambda images: torch.from_numpy(network.logits(images.numpy()))
 
 
 def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:

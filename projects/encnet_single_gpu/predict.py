@@ -33,8 +33,15 @@ from common.labels import LabelSet, label_set
 from common.progress import track
 from common.samples.list_dataset import SMALLEST_SIDE
 from encnet_single_gpu.data.transforms import normalize
-from encnet_single_gpu.eval import PROTOCOLS, EvalProtocol, black_of, class_scores
-from encnet_single_gpu.inference import ModelInfo, OnnxNetwork, load_network, read_checkpoint_info
+from encnet_single_gpu.inference import (
+    ModelInfo,
+    Network,
+    OnnxNetwork,
+    TorchNetwork,
+    as_model,
+    read_checkpoint_info,
+)
+from encnet_single_gpu.protocol import PROTOCOLS, EvalProtocol, class_scores
 
 import numpy as np
 import torch
@@ -56,21 +63,16 @@ class Predictor:
     """Images in, train ids out, as evaluation computes them.
 
     Args:
-        network: A trained network, or one in another runtime that is called alike.
-        info: What its weight file says of its input.
-        protocol: How its scores are put together.
-        device: Where it runs.
+        network: The network in one of its runtimes.
+        info: What the weight file says about its input.
+        protocol: The name of the protocol by which scores are put together.
     """
 
-    def __init__(
-        self,
-        network: Callable[[torch.Tensor], torch.Tensor],
-        info: ModelInfo,
-        protocol: EvalProtocol,
-        device: torch.device,
-    ):
+    def __init__(self, network: Network, info: ModelInfo, protocol: str = "ss"):
         self.info = info
-        self._network, self._protocol, self._device = network, protocol, device
+        self._model = as_model(network)
+        self._device = network.device if isinstance(network, TorchNetwork) else torch.device("cpu")
+        self._protocol = EvalProtocol.named(protocol, info.crop_size, info.mean, info.std)
 
     @torch.no_grad()
     def ids(self, image: np.ndarray) -> np.ndarray:
@@ -84,8 +86,7 @@ class Predictor:
         if min(size) < SMALLEST_SIDE:
             raise UserError(f"{size[0]}x{size[1]} pixels: each side must have at least {SMALLEST_SIDE}")
         images = torch.from_numpy(normalize(image, self.info.mean, self.info.std)).unsqueeze(0)  # (1, 3, H, W)
-        black = black_of(self.info.mean, self.info.std, self._device)
-        scores = class_scores(self._network, images.to(self._device), size, self._protocol, black)
+        scores = class_scores(self._model, images.to(self._device), size, self._protocol)
         return scores.argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
 
 
@@ -96,12 +97,10 @@ def open_predictor(weights: str, protocol: str) -> Predictor:
         UserError: Weights missing, damaged or of another kind.
     """
     if Path(weights).suffix == ".onnx":
-        network, device = OnnxNetwork(weights), torch.device("cpu")
-        info = network.info
-    else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network, info = load_network(weights).to(device), read_checkpoint_info(weights)
-    return Predictor(network, info, EvalProtocol.named(protocol, info.crop_size), device)
+        network = OnnxNetwork(weights)
+        return Predictor(network, network.info, protocol)
+    info = read_checkpoint_info(weights)
+    return Predictor(TorchNetwork(weights), info, protocol)
 
 
 def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:

@@ -38,7 +38,7 @@ from encnet_single_gpu.checkpoint import (
     save_checkpoint,
 )
 from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
-from encnet_single_gpu.eval import EvalProtocol, evaluate
+from encnet_single_gpu.eval import evaluate
 from encnet_single_gpu.flags import parse_args
 from encnet_single_gpu.losses import Normalisers, SegmentationLoss
 from encnet_single_gpu.lr_schedule import learning_rate
@@ -47,6 +47,7 @@ from encnet_single_gpu.models import build_model
 from encnet_single_gpu.models.backbones import load_backbone
 from encnet_single_gpu.models.layers import refuse_single_value_batch_norm
 from encnet_single_gpu.optimizer import WeightAverage, build_optimizer, set_learning_rate
+from encnet_single_gpu.protocol import EvalProtocol
 from encnet_single_gpu.runs import RunPlan, plan_run, require_one_process, say_batch
 
 import numpy as np

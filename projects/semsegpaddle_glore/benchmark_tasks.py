@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.metrics import ConfusionMatrix
-from semsegpaddle_glore.config import EvalProtocol, read_config
+from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.eval import cross_entropy_of_probabilities
-from semsegpaddle_glore.inference import class_probabilities
 from semsegpaddle_glore.losses import SegmentationLoss
 from semsegpaddle_glore.models import build_model
 from semsegpaddle_glore.models.layers import refuse_single_value_batch_norm
 from semsegpaddle_glore.optimizer import build_optimizer
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores
 from semsegpaddle_glore.updates import Updater
 
 import numpy as np
@@ -93,7 +93,8 @@ def peak_of_evaluating(model: nn.Layer, size: tuple[int, int], windows: int = ME
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     label = rng.integers(0, NUM_CLASSES, size, dtype=np.uint8)
     model.eval()
-    probs = class_probabilities(first_windows, normalize(image, (0.5,) * 3, (0.25,) * 3), size, MEMORY_PROTOCOL)
+    normalized = normalize(image, (0.5,) * 3, (0.25,) * 3)[None]
+    probs = class_scores(first_windows, normalized, size, MEMORY_PROTOCOL)[0]
     ConfusionMatrix(NUM_CLASSES).update(label, probs.argmax(axis=0))
     cross_entropy_of_probabilities(probs, label)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -17,11 +17,9 @@ from common.cli import UserError, did_you_mean
 from common.config.typed import load_config
 from common.samples.list_dataset import REPOSITORY
 from semsegpaddle_glore import original_keys
+from semsegpaddle_glore.protocol import SMALLEST_INPUT, EvalProtocol
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-SMALLEST_INPUT = 65
-"""Pixels a side, the least that a network takes: 3 at stride 32, so that BN sees more than one value per channel."""
-
 TRAIN_IMAGES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "toy": 200}
 """Images of the training sets, to turn epochs into iterations."""
 
@@ -147,48 +145,6 @@ class TrainConfig:
         _require(self.batch_size % self.accumulate == 0, "accumulate", f"a divisor of batch_size {self.batch_size}")
         _require(self.num_workers >= 0, "num_workers", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalProtocol:
-    """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
-
-    The image's long side becomes `long_side` (its own length where null) times each of `scales`. The network sees
-    windows of it, or the whole. Class probabilities are averaged over overlapping windows, mirror images and scales, at
-    the label's size; labels are never resized.
-    """
-
-    long_side: int | None  # the original's BASE_SIZE
-    scales: tuple[float, ...]
-    flip: bool
-    window: tuple[int, int] | None  # null = the whole image at once
-    stride_fraction: float  # of the window; 1/3 in the original, 2/3 in others
-
-    def __post_init__(self) -> None:
-        _require(self.long_side is None or self.long_side >= SMALLEST_INPUT, "long_side", f"{SMALLEST_INPUT} or more")
-        _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
-        large = self.window is None or min(self.window) >= SMALLEST_INPUT
-        _require(large, "window", f"at least {SMALLEST_INPUT} pixels a side")
-        _require(0 < self.stride_fraction <= 1, "stride_fraction", "in (0, 1]")
-
-    @property
-    def short_name(self) -> str:
-        """For file names: "whole", "slide769", "slide769_ms_flip", "long520_slide520"."""
-        size = f"long{self.long_side}_" if self.long_side else ""
-        window = "whole"
-        if self.window is not None:
-            square = self.window[0] == self.window[1]
-            window = f"slide{self.window[0]}" if square else f"slide{self.window[0]}x{self.window[1]}"
-        many, flip = "_ms" if len(self.scales) > 1 else "", "_flip" if self.flip else ""
-        return f"{size}{window}{many}{flip}"
-
-    def __str__(self) -> str:
-        scales = "ss" if self.scales == (1.0,) else "ms " + "/".join(f"{s:g}" for s in self.scales)
-        size = f"long side {self.long_side}, " if self.long_side else ""
-        window = "whole image"
-        if self.window is not None:
-            window = f"windows {self.window[0]}x{self.window[1]} stride {self.stride_fraction:.3g}"
-        return f"{size}{scales}{', flip' if self.flip else ''}, {window}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,6 @@ from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import (
     Config,
     DataConfig,
-    EvalProtocol,
     multi_scales,
     options_of_file,
     parse_overrides,
@@ -44,8 +43,8 @@ from semsegpaddle_glore.data.dataset import open_list
 from semsegpaddle_glore.data.roots import with_root
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.devices import join_processes, require_gpu
-from semsegpaddle_glore.inference import class_probabilities
 from semsegpaddle_glore.networks import load_network
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores
 
 import numpy as np
 import paddle
@@ -74,8 +73,8 @@ def evaluate(
     mine = range(rank, len(dataset), world_size)
     samples = _samples(dataset, mine, read_ahead)
     for sample in track(samples, description, "image", len(mine), keep=False, silent=rank > 0):
-        image = normalize(sample.image, data.mean, data.std)
-        probs = class_probabilities(model, image, sample.label.shape, protocol)
+        image = normalize(sample.image, data.mean, data.std)[None]  # (1, 3, H, W)
+        probs = class_scores(model, image, sample.label.shape, protocol)[0]
         matrix.update(sample.label, probs.argmax(axis=0))
         image_loss, image_pixels = cross_entropy_of_probabilities(probs, sample.label)
         loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels

@@ -33,15 +33,16 @@ from typing import Any
 from common.cli import CommandParser, UserError, run_command
 from common.config.typed import config_from_text
 from semsegpaddle_glore.checkpoint import read_state
-from semsegpaddle_glore.config import SMALLEST_INPUT, Config
-from semsegpaddle_glore.networks import load_network
-from semsegpaddle_glore.runtimes import (
+from semsegpaddle_glore.config import Config
+from semsegpaddle_glore.inference import (
     InferenceNetwork,
     Network,
     OnnxNetwork,
     PaddleNetwork,
     read_checkpoint_info,
 )
+from semsegpaddle_glore.networks import load_network
+from semsegpaddle_glore.protocol import SMALLEST_INPUT
 
 import numpy as np
 import paddle
@@ -173,13 +174,13 @@ def write_comparison(weights: str, folder: str, formats: list[str], size: list[i
 
 def compare(networks: dict[str, Network], shape: tuple[int, int, int, int]) -> list[Comparison]:
     """Runs all networks in turn on one random input of `shape`, and compares them with the first."""
-    images = paddle.to_tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     logits = {}
     for _ in range(1 + TIMED_RUNS):
         for name, network in networks.items():
             start = time.perf_counter()
-            logits[name] = network(images).numpy()
+            logits[name] = network.logits(images)
             seconds[name].append(time.perf_counter() - start)
     reference = next(iter(logits.values()))
     rows = []

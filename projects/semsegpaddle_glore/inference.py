@@ -1,132 +1,230 @@
-"""How an `EvalProtocol` is applied to one image: windows, mirror images, scales, and the mean of the probabilities.
+"""Networks ready to run, in three runtimes behind one method, and what must be known to feed them.
 
-Memory is the probabilities of one image at its largest scale, at the label's size, and one window's pass through the
-network; nothing is kept from image to image. Sums are NumPy arrays on the CPU, where they are added in place.
+    network, info = PaddleNetwork("best.safetensors"), read_checkpoint_info("best.safetensors")
+    network = OnnxNetwork("model.onnx")   # info = network.info
+    logits = network.logits(images)       # float32 (B, 3, H, W) normalised -> float32 (B, num_classes, H, W)
 
-Reference: eval.py of the original for the order (image resized by its long side, padded where it is smaller than the
-window, windows, each with its mirror image, back to the label's size, sum over scales).
-Deviation: probabilities are averaged, the original averages logits; the last window of a row or column lies flush with
-the border, the original lets it stick out and pads it; the way back to the label's size aligns pixel edges as the way
-there does, the original aligns corners.
+Mean, std, channel order, scale, class names, palette and protocol come from the weight file; nothing here has values of
+its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
-from semsegpaddle_glore.config import EvalProtocol
+from common.cli import UserError
+from common.config.typed import config_from_text, config_to_text
+from common.files import sha256_of
+from common.labels import voc_colormap
+from common.runs.environment import git_commit
+from common.weights.header import header_from_values
+from semsegpaddle_glore.checkpoint import TrainState, read_state
+from semsegpaddle_glore.config import Config
+from semsegpaddle_glore.data.dataset import labels_of
+from semsegpaddle_glore.networks import load_network
+from semsegpaddle_glore.protocol import EvalProtocol, Model
 
-import cv2
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
-Model = Callable[[paddle.Tensor], paddle.Tensor]
-"""Images float32 (1, 3, h, w) -> logits (1, num_classes, h, w): a network in evaluation mode, or another runtime."""
+FORMAT = "segrepro-semsegpaddle_glore-export-1"
 
 
-@paddle.no_grad()
-def class_probabilities(model: Model, image: np.ndarray, size: tuple[int, int], protocol: EvalProtocol) -> np.ndarray:
-    """The class probabilities of one image.
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What travels with a network: in ONNX as metadata properties, beside a Paddle inference model as model.yaml.
 
-    Args:
-        model: See `Model`; its logits have the size of what it is given.
-        image: The normalised image.
-        size: (height, width) of the result: the label's, or the image's own.
-        protocol: Scales, mirror images and windows.
-
-    Shapes: image float32 (3, H, W) -> float32 (num_classes, *size), summing to 1 over the classes.
+    Attributes:
+        format: `FORMAT`.
+        decode_head: "pspnet", "deeplabv3", "glore" or "ginet".
+        backbone: Its name.
+        step: Training step of the weights.
+        commit: Commit of the code that read them.
+        commit_changed: Tracked files differed from that commit.
+        weights_sha256: Of the checkpoint file.
+        class_names: By train id.
+        palette: RGB by train id, 0..255.
+        channel_order: Of the input's channels: "RGB".
+        scale: Factor on 0..255 pixel values, before mean and std.
+        mean: Per channel, of scaled values.
+        std: Likewise.
+        protocol: How the run was evaluated, an `EvalProtocol` as YAML text.
     """
-    total = None
-    for scale in protocol.scales:
-        resized = _resize_image(image, _network_size(image.shape[1:], protocol.long_side, scale))
-        total = _add(total, _at_size(model, resized, protocol), size)
-    total /= np.float32(len(protocol.scales))
-    return total
+
+    format: str
+    decode_head: str
+    backbone: str
+    step: int
+    commit: str
+    commit_changed: bool
+    weights_sha256: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    channel_order: str
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    protocol: str
+
+    def eval_protocol(self) -> EvalProtocol:
+        """The protocol as evaluation takes it."""
+        return config_from_text(EvalProtocol, self.protocol, "protocol in the weights")
+
+    def to_texts(self) -> dict[str, str]:
+        """The fields as text: strings as they are, the rest as JSON."""
+        fields = dataclasses.asdict(self)
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], where: str | os.PathLike) -> ModelInfo:
+        """The inverse of `to_texts`.
+
+        Raises:
+            UserError: Not the metadata of an export of this project, or an input that `normalize` does not make.
+        """
+        if texts.get("format") != FORMAT:
+            raise UserError(f"{where}: holds no metadata of export.py, so mean and std are unknown: export it again")
+        try:
+            values = {
+                field.name: texts[field.name] if field.type == "str" else json.loads(texts[field.name])
+                for field in dataclasses.fields(cls)
+            }
+        except (KeyError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}: its metadata is damaged ({error}): export it again") from None
+        info = header_from_values(cls, values, where)
+        if info.channel_order != "RGB" or not math.isclose(info.scale * 255, 1):
+            raise UserError(
+                f"{where}: wants {info.channel_order} x {info.scale:g}; this program feeds RGB x 1/255: export it again"
+            )
+        return info
 
 
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where the windows along one axis begin: every `stride` pixels, the last one flush with the end.
+class Network(Protocol):
+    """One method for all runtimes."""
 
-    Together they cover all of 0..length - 1. `length` is at least `window`.
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Float32 (B, 3, H, W), normalised -> float32 (B, num_classes, H, W)."""
+
+
+class PaddleNetwork:
+    """The network itself, filled from a checkpoint, in evaluation mode.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or for another network.
     """
-    return [*range(0, length - window, stride), length - window]
+
+    def __init__(self, weights: str | os.PathLike):
+        self.model = load_network(weights)
+
+    @paddle.no_grad()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        return self.model(paddle.to_tensor(images)).numpy()
 
 
-def _network_size(size: tuple[int, int], long_side: int | None, scale: float) -> tuple[int, int]:
-    """(height, width) of the image that the network sees windows of: the long side as wanted, the other rounded."""
-    longest = max(size)
-    wanted = round((long_side or longest) * scale)
-    height, width = (max(1, int(side * wanted / longest + 0.5)) for side in size)
-    return height, width
+class OnnxNetwork:
+    """An exported model.onnx in ONNX Runtime, on the CPU with `OMP_NUM_THREADS` threads.
+
+    Raises:
+        UserError: ONNX Runtime is not installed; the file is missing, no ONNX model, or none of export.py.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError("onnxruntime is not installed: pip install onnxruntime, or give a checkpoint") from None
+        if not Path(path).is_file():
+            raise UserError(f"no weight file {path}: check the path")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{path}: not an ONNX model that ONNX Runtime can run ({reason}): export it again"
+            ) from None
+        self.info = ModelInfo.from_texts(self._session.get_modelmeta().custom_metadata_map, path)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        return self._session.run(["logits"], {"images": images})[0]
 
 
-def _at_size(model: Model, image: np.ndarray, protocol: EvalProtocol) -> np.ndarray:
-    """Float32 (3, H, W) -> probabilities (num_classes, H, W), averaged over windows and mirror images."""
-    height, width = image.shape[1:]
-    image = _pad(image, protocol.window or (0, 0))
-    window = protocol.window or image.shape[1:]
-    strides = [max(1, round(side * protocol.stride_fraction)) for side in window]
-    tops, lefts = map(window_starts, image.shape[1:], window, strides)
-    total = None
-    for top in tops:
-        for left in lefts:
-            place = np.s_[:, top : top + window[0], left : left + window[1]]
-            for probs in _passes(model, image[place], protocol.flip):
-                if total is None:
-                    total = np.zeros((len(probs), *image.shape[1:]), np.float32)
-                total[place] += probs
-    rows = _coverage(tops, window[0], image.shape[1])[:, None]  # (H, 1)
-    columns = _coverage(lefts, window[1], image.shape[2])  # (W,)
-    total /= rows * columns * np.float32(2 if protocol.flip else 1)
-    return total[:, :height, :width]
+class InferenceNetwork:
+    """An exported model.json + model.pdiparams in Paddle's own predictor, on the CPU.
+
+    oneDNN is switched off by name: it is on by default, and its resizing aborts in Paddle 3.3 and ignores
+    `align_corners` in 3.2 without a word.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        config = paddle.inference.Config(str(Path(folder) / "model.json"), str(Path(folder) / "model.pdiparams"))
+        config.disable_gpu()
+        config.disable_mkldnn()
+        config.disable_glog_info()
+        config.set_cpu_math_library_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self._predictor = paddle.inference.create_predictor(config)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        predictor = self._predictor
+        predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(images)
+        predictor.run()
+        return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
 
-def _add(total: np.ndarray | None, probs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Adds the probabilities (num_classes, H, W) of one scale, resized to `size`, to those of the scales before it."""
-    if total is None:
-        return probs if probs.shape[1:] == tuple(size) else np.stack([_resize(plane, size) for plane in probs])
-    for plane, added in zip(total, probs, strict=True):  # by planes: no second array of (num_classes, *size)
-        plane += _resize(added, size)
-    return total
+def as_model(network: Network) -> Model:
+    """What `class_scores` calls: Paddle's own network as it is, which leaves tensors on its device, others wrapped."""
+    if isinstance(network, PaddleNetwork):
+        return network.model
+    return lambda images: paddle.to_tensor(network.logits(images.numpy()))
 
 
-def _passes(model: Model, image: np.ndarray, flip: bool) -> Iterator[np.ndarray]:
-    """The probabilities (num_classes, h, w) of one window, then those of its mirror image turned back."""
-    images = paddle.to_tensor(np.ascontiguousarray(image[None]))  # (1, 3, h, w)
-    yield _softmax(model(images))
-    if flip:
-        yield _softmax(model(images.flip(3)))[:, :, ::-1]
+def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:
+    """What a checkpoint says about its network's input and output.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or none of this project.
+    """
+    state = read_state(weights)
+    config = config_from_text(Config, state.config_text, f"config in {weights}")
+    commit, changed = git_commit(Path(__file__).parent)
+    return ModelInfo(
+        format=FORMAT,
+        decode_head=config.model.name,
+        backbone=config.model.backbone,
+        step=state.step,
+        commit=commit,
+        commit_changed=changed,
+        weights_sha256=sha256_of(weights),
+        class_names=state.class_names,
+        palette=_tuples(_palette(config, state).tolist()),
+        channel_order="RGB",
+        scale=1 / 255,
+        mean=config.data.mean,
+        std=config.data.std,
+        protocol=config_to_text(config.eval),
+    )
 
 
-def _softmax(logits: paddle.Tensor) -> np.ndarray:
-    """(1, num_classes, h, w) of any precision -> float32 (num_classes, h, w), computed where the logits are."""
-    return F.softmax(logits.astype("float32"), axis=1)[0].numpy()
+def _palette(config: Config, state: TrainState) -> np.ndarray:
+    """(num_classes, 3) uint8: the checkpoint's; the data set's or default colours for a file that holds none."""
+    if state.palette is not None:
+        return np.array(state.palette, np.uint8)
+    if config.data.dataset != "custom":
+        return labels_of(config.data).palette
+    return voc_colormap()[1 : len(state.class_names) + 1]  # as load_custom gives them: the first of the map is black
 
 
-def _coverage(starts: list[int], window: int, length: int) -> np.ndarray:
-    """Float32 (length,): how many windows hold each pixel of an axis."""
-    count = np.zeros(length, np.float32)
-    for start in starts:
-        count[start : start + window] += 1
-    return count
-
-
-def _pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Enlarges (3, H, W) below and on the right to at least `size` with 0, the mean colour of normalised images."""
-    missing = [max(0, wanted - there) for wanted, there in zip(size, image.shape[1:], strict=True)]
-    return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else image
-
-
-def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(3, H, W) -> (3, *size)."""
-    if image.shape[1:] == size:
-        return image
-    return np.stack([_resize(plane, size) for plane in image])
-
-
-def _resize(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Float32 (H, W) -> (*size), bilinear between pixel centres."""
-    if plane.shape == tuple(size):
-        return plane
-    return cv2.resize(plane, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+def _tuples(value: object) -> object:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -8,7 +8,7 @@ al., "GINet", ECCV 2020 (semantic context loss).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from semsegpaddle_glore.config import LossConfig
 
@@ -77,7 +77,7 @@ class SegmentationLoss(nn.Layer):
         self.sc_weight = config.sc_weight
 
     def forward(
-        self, outputs: dict[str, paddle.Tensor], label: paddle.Tensor, normalisers: Normalisers | None = None
+        self, outputs: dict[str, Any], label: paddle.Tensor, normalisers: Normalisers | None = None
     ) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
         """Returns (total, parts). `normalisers` are those of a larger batch that this is a part of; see `count`."""
         normalisers = normalisers or count(label)
@@ -85,7 +85,8 @@ class SegmentationLoss(nn.Layer):
         parts = {"seg": pixel_cross_entropy(outputs["logits"], label).sum() / pixels}
         total = parts["seg"]
         if "aux" in outputs:
-            parts["aux"] = pixel_cross_entropy(outputs["aux"], label).sum() / pixels
+            (aux_logits,) = outputs["aux"]
+            parts["aux"] = pixel_cross_entropy(aux_logits, label).sum() / pixels
             total = total + self.aux_weight * parts["aux"]
         if "presence" in outputs:
             parts["sc"] = semantic_context_loss(outputs["presence"], label).sum() / images

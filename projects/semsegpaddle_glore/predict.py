@@ -34,8 +34,15 @@ from common.labels import label_set
 from common.progress import track
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.devices import require_gpu
-from semsegpaddle_glore.inference import class_probabilities
-from semsegpaddle_glore.runtimes import ModelInfo, Network, OnnxNetwork, PaddleNetwork, read_checkpoint_info
+from semsegpaddle_glore.inference import (
+    ModelInfo,
+    Network,
+    OnnxNetwork,
+    PaddleNetwork,
+    as_model,
+    read_checkpoint_info,
+)
+from semsegpaddle_glore.protocol import class_scores
 
 import numpy as np
 
@@ -62,14 +69,14 @@ class Predictor:
 
     def __init__(self, network: Network, info: ModelInfo):
         self.info = info
-        self._network = network
+        self._model = as_model(network)
         self._protocol = info.eval_protocol()
 
     def ids(self, image: np.ndarray) -> np.ndarray:
         """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W)."""
-        normalized = normalize(image, self.info.mean, self.info.std)
-        probs = class_probabilities(self._network, normalized, image.shape[:2], self._protocol)
-        return probs.argmax(axis=0).astype(np.uint8)
+        images = normalize(image, self.info.mean, self.info.std)[None]  # (1, 3, H, W)
+        scores = class_scores(self._model, images, image.shape[:2], self._protocol)
+        return scores[0].argmax(axis=0).astype(np.uint8)
 
 
 def open_predictor(weights: str) -> Predictor:

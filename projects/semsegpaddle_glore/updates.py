@@ -70,7 +70,7 @@ class Updater:
             with self._exchange_gradients(number == self.accumulate):
                 with self.precision():
                     outputs = self._network(paddle.to_tensor(some_images))
-                outputs = {name: value.astype("float32") for name, value in outputs.items()}
+                outputs = {name: _as_float32(value) for name, value in outputs.items()}
                 loss, loss_parts = self.loss(outputs, paddle.to_tensor(some_label), counts)
                 self.scaler.scale(loss).backward()
             total += float(loss)
@@ -117,6 +117,11 @@ class Updater:
         if now or dist.get_world_size() == 1:
             return contextlib.nullcontext()
         return self._network.no_sync()
+
+
+def _as_float32(output: paddle.Tensor | tuple[paddle.Tensor, ...]) -> paddle.Tensor | tuple[paddle.Tensor, ...]:
+    """An output of the network, or a tuple of them, of any precision."""
+    return tuple(map(_as_float32, output)) if isinstance(output, tuple) else output.astype("float32")
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -200,7 +200,9 @@ def _forward_step(network: str, images: Any) -> Callable[[], float]:
 
     @paddle.no_grad()
     def step() -> float:
-        return float(model(images)[0][0, 0, 0, 0])
+        outputs = model(images)
+        logits = outputs[0] if network == "paddleseg" else outputs
+        return float(logits[0, 0, 0, 0])
 
     return step
 

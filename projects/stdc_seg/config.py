@@ -12,6 +12,7 @@ from typing import Literal
 
 from common.cli import UserError, did_you_mean
 from common.config.typed import load_config
+from stdc_seg.protocol import EvalProtocol
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -121,33 +122,6 @@ class TrainConfig:
         _require(self.batch_size % self.accumulate == 0, "accumulate", f"a divisor of batch_size {self.batch_size}")
         _require(self.num_workers >= 0, "num_workers", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalProtocol:
-    """How a number is measured: the same value for validation in training and for eval.py, stored with every number.
-
-    The image is resized by `input_scale` (0.5 gives "Seg50", 0.75 "Seg75"), and by each of `scales` on top; logits
-    are enlarged to the label's size, class probabilities are averaged over scales and flips; labels are never resized.
-    """
-
-    input_scale: float
-    scales: tuple[float, ...]
-    flip: bool
-
-    def __post_init__(self) -> None:
-        _require(0 < self.input_scale <= 4, "input_scale", "in (0, 4]")
-        _require(len(self.scales) > 0 and 0 < min(self.scales) <= max(self.scales) <= 4, "scales", "factors in (0, 4]")
-
-    @property
-    def short_name(self) -> str:
-        """For file names: "x0.5", "x0.5_ms_flip"."""
-        many, flip = "_ms" if len(self.scales) > 1 else "", "_flip" if self.flip else ""
-        return f"x{self.input_scale:g}{many}{flip}"
-
-    def __str__(self) -> str:
-        scales = "ss" if self.scales == (1.0,) else "ms " + "/".join(f"{s:g}" for s in self.scales)
-        return f"input x{self.input_scale:g}, {scales}{', flip' if self.flip else ''}, whole image"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,46 +26,18 @@ from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import require_valid_pixels
 from stdc_seg.checkpoint import load_model, read_state
-from stdc_seg.config import Config, DataConfig, EvalProtocol
+from stdc_seg.config import Config, DataConfig
 from stdc_seg.data.dataset import open_list
 from stdc_seg.data.roots import with_root
 from stdc_seg.data.transforms import normalize
 from stdc_seg.losses import mean_cross_entropy
 from stdc_seg.models import build_model
-from stdc_seg.models.layers import resize_bilinear
+from stdc_seg.protocol import EvalProtocol, class_scores, smallest_scale
 from stdc_seg.runs import join_processes
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
-import paddle.nn.functional as F
-
-
-def class_scores(
-    model: paddle.nn.Layer, image: paddle.Tensor, size: tuple[int, int], protocol: EvalProtocol
-) -> paddle.Tensor:
-    """Scores whose argmax is the prediction and whose softmax are the probabilities.
-
-    One scale without flip: the logits. Otherwise: the logarithm of the mean of the probabilities.
-
-    Shapes: image (1, 3, H, W) normalised -> (1, num_classes, *size).
-
-    Reference: evaluation.py of the official code for the order: image resized, logits brought to the resized
-    image's size by the network and then to the label's size, both bilinear with aligned corners.
-    """
-    height, width = image.shape[2:]
-    total, count = None, 0
-    for scale in protocol.scales:
-        factor = protocol.input_scale * scale
-        resized = resize_bilinear(image, (int(height * factor), int(width * factor)))
-        for flipped in (False, True) if protocol.flip else (False,):
-            logits = model(resized.flip(3) if flipped else resized)[0]
-            logits = resize_bilinear(logits.flip(3) if flipped else logits, size)
-            if len(protocol.scales) == 1 and not protocol.flip:
-                return logits
-            probs = F.softmax(logits, axis=1)
-            total, count = (probs if total is None else total + probs), count + 1
-    return paddle.log((total / count).clip(min=1e-12))
 
 
 @paddle.no_grad()
@@ -92,7 +64,7 @@ def evaluate(
     mine = range(rank, len(dataset), world_size)
     for index in track(mine, description, "image", keep=False, silent=rank > 0):
         sample = dataset.load(index)
-        require_sides(dataset.pairs[index].image, sample.label.shape, protocol.input_scale * min(protocol.scales))
+        require_sides(dataset.pairs[index].image, sample.label.shape, smallest_scale(sample.label.shape, protocol))
         image = paddle.to_tensor(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image, sample.label.shape, protocol)
         matrix.update(sample.label, scores.argmax(axis=1)[0].numpy())

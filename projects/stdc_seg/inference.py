@@ -117,7 +117,7 @@ class PaddleNetwork:
     @paddle.no_grad()
     def logits(self, images: np.ndarray) -> np.ndarray:
         """See `Network`."""
-        return self.model(paddle.to_tensor(images))[0].numpy()
+        return self.model(paddle.to_tensor(images)).numpy()
 
 
 class OnnxNetwork:

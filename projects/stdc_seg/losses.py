@@ -9,6 +9,7 @@ Reference: Fan et al., CVPR 2021, section 3.2 (detail guidance, equations 3 to 5
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from stdc_seg.config import LossConfig
 from stdc_seg.models.layers import resize_bilinear, resize_nearest
@@ -136,11 +137,9 @@ class STDCSegLoss(nn.Layer):
         self.aux_weight = config.aux_weight
         self.detail_weight = config.detail_weight
 
-    def forward(
-        self, outputs: list[paddle.Tensor], label: paddle.Tensor
-    ) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
+    def forward(self, outputs: dict[str, Any], label: paddle.Tensor) -> tuple[paddle.Tensor, dict[str, paddle.Tensor]]:
         """Returns (total, parts)."""
-        seg, aux8, aux16 = (self.ohem(logits, label) for logits in outputs[:3])
-        bce, dice, share = self.detail(outputs[3], label)
+        seg, aux8, aux16 = (self.ohem(logits, label) for logits in (outputs["logits"], *outputs["aux"]))
+        bce, dice, share = self.detail(outputs["detail"], label)
         total = seg + self.aux_weight * (aux8 + aux16) + self.detail_weight * (bce + dice)
         return total, dict(zip(LOG_NAMES, (seg, aux8, aux16, bce, dice, share), strict=True))

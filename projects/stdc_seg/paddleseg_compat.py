@@ -92,6 +92,13 @@ class SegReproSTDCSeg(STDCSeg):
         if pretrained is not None:
             load_weights(self, pretrained)
 
+    def forward(self, images: paddle.Tensor) -> list[paddle.Tensor]:
+        """The outputs as the list that paddleseg's train and evaluate take: logits, in training also aux and detail."""
+        outputs = super().forward(images)
+        if not self.training:
+            return [outputs]
+        return [outputs["logits"], *outputs["aux"], outputs["detail"]]
+
 
 class SegReproOhemCrossEntropyLoss(OhemCrossEntropy):
     """`stdc_seg.losses.OhemCrossEntropy` as a loss of paddleseg.

@@ -31,11 +31,10 @@ from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.images.read import IMAGE_SUFFIXES, read_image, read_size
 from common.labels import label_set
 from common.progress import track
-from stdc_seg.config import EvalProtocol
 from stdc_seg.data.transforms import normalize
-from stdc_seg.eval import class_scores
 from stdc_seg.export import current_onnx
 from stdc_seg.inference import ModelInfo, Network, OnnxNetwork, PaddleNetwork, read_checkpoint_info
+from stdc_seg.protocol import EvalProtocol, class_scores
 
 import numpy as np
 import paddle
@@ -88,8 +87,8 @@ class Predictor:
         scores = class_scores(self._logits, images, size, self._protocol)
         return scores.argmax(axis=1)[0].numpy().astype(np.uint8)
 
-    def _logits(self, images: paddle.Tensor) -> list[paddle.Tensor]:
-        return [paddle.to_tensor(self._network.logits(images.numpy()))]
+    def _logits(self, images: paddle.Tensor) -> paddle.Tensor:
+        return paddle.to_tensor(self._network.logits(images.numpy()))
 
 
 def open_predictor(weights: str, runtime: str | None = None, input_scale: float | None = None) -> Predictor:

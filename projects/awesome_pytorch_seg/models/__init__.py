@@ -1,8 +1,8 @@
-"""Networks of this project: `build_model` is the door, `build_loss` gives the loss that a paper trains with.
+"""Networks of this project: `build_model` is the door.
 
-Every network gives logits (B, num_classes, H, W) of its input's size in evaluation, and in training the tuple that its
-loss takes, the main logits first. What lies under `model.backbone`, if there is one, can be pretrained; the rest is the
-head.
+In evaluation a network gives logits (B, num_classes, H, W) of its input's size. In training it gives a dict: "logits";
+"aux", a tuple of further ones where its paper trains such; and what else the loss of its paper needs. What lies under
+`model.backbone`, if there is one, can be pretrained; the rest is the head.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-from awesome_pytorch_seg.config import LossConfig
-from awesome_pytorch_seg.losses import EncNetLoss, ICNetLoss, OutputsLoss, PixelLoss
 from awesome_pytorch_seg.models.backbones import DENSENETS, RESNETS, VGGS
 from awesome_pytorch_seg.models.bisenet import BiSeNet
 from awesome_pytorch_seg.models.danet import DANet
@@ -29,7 +27,7 @@ from common.cli import UserError, did_you_mean
 
 from torch import nn
 
-__all__ = ["ALIASES", "MODELS", "build_loss", "build_model", "choose_backbone"]
+__all__ = ["ALIASES", "MODELS", "build_model", "choose_backbone"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +39,15 @@ class ModelEntry:
             are output strides) -> network.
         backbones: Names that `backbone` may have, the default first; empty where the network has no separate backbone.
         output_strides: What the backbone's output stride may be, the default first; empty where it is fixed.
-        loss: Gives the loss of the network's training outputs from the loss of one output's pixels.
     """
 
     build: Callable[..., nn.Module]
     backbones: tuple[str, ...] = ()
     output_strides: tuple[int, ...] = ()
-    loss: Callable[[PixelLoss], nn.Module] = OutputsLoss
 
 
 BOTTLENECK_RESNETS = tuple(name for name in RESNETS if name != "resnet18")
 DILATED_RESNETS = ("resnet50", *(name for name in RESNETS if name != "resnet50"))
-EQUAL_OUTPUTS = partial(OutputsLoss, aux_weight=1.0)
 
 MODELS = {
     "fcn32s": ModelEntry(partial(FCN, stride=32), VGGS),
@@ -60,12 +55,12 @@ MODELS = {
     "fcn8s": ModelEntry(partial(FCN, stride=8), VGGS),
     "enet": ModelEntry(ENet),
     "pspnet": ModelEntry(PSPNet, DILATED_RESNETS, (8, 16, 32)),
-    "icnet": ModelEntry(ICNet, ("resnet50_half", *BOTTLENECK_RESNETS), loss=ICNetLoss),
+    "icnet": ModelEntry(ICNet, ("resnet50_half", *BOTTLENECK_RESNETS)),
     "deeplabv3": ModelEntry(DeepLabV3, (*DILATED_RESNETS, "xception65"), (8, 16)),
     "denseaspp": ModelEntry(DenseASPP, DENSENETS, (8, 16)),
-    "encnet": ModelEntry(EncNet, DILATED_RESNETS, (8, 16, 32), EncNetLoss),
-    "bisenet": ModelEntry(BiSeNet, ("resnet18", "resnet50", "resnet101"), loss=EQUAL_OUTPUTS),
-    "danet": ModelEntry(DANet, DILATED_RESNETS, (8, 16, 32), EQUAL_OUTPUTS),
+    "encnet": ModelEntry(EncNet, DILATED_RESNETS, (8, 16, 32)),
+    "bisenet": ModelEntry(BiSeNet, ("resnet18", "resnet50", "resnet101")),
+    "danet": ModelEntry(DANet, DILATED_RESNETS, (8, 16, 32)),
     "ocnet_base": ModelEntry(partial(OCNet, variant="base"), DILATED_RESNETS, (8, 16, 32)),
     "ocnet_pyramid": ModelEntry(partial(OCNet, variant="pyramid"), DILATED_RESNETS, (8, 16, 32)),
     "ocnet_asp": ModelEntry(partial(OCNet, variant="asp"), DILATED_RESNETS, (8, 16, 32)),
@@ -124,21 +119,6 @@ def choose_backbone(name: str, backbone: str | None) -> str | None:
     if backbone not in backbones:
         raise UserError(f"network '{name}' has no backbone '{backbone}': {did_you_mean(backbone, list(backbones))}")
     return backbone
-
-
-def build_loss(name: str, config: LossConfig, num_classes: int) -> nn.Module:
-    """The loss of a network's training outputs.
-
-    Its call takes (outputs, label int64 (B, H, W)) and gives (total, {name: part}); its `names` are those of the parts.
-
-    Raises:
-        UserError: Unknown name, or as many class weights as there are no classes.
-    """
-    if config.class_weights is not None and len(config.class_weights) != num_classes:
-        raise UserError(
-            f"loss.class_weights has {len(config.class_weights)} values, the data {num_classes} classes: give one each"
-        )
-    return _entry(name).loss(PixelLoss(config))
 
 
 def _entry(name: str) -> ModelEntry:

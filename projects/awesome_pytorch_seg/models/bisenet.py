@@ -7,6 +7,8 @@ furnace/seg_opr/seg_oprs.py, for the numbers of channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import conv_bn_relu, global_average, resize
 
@@ -22,8 +24,9 @@ class BiSeNet(nn.Module):
         backbone: A ResNet, the context path's.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, those of the context path at
-        stride 16, at stride 8), all of that shape, whose losses the paper adds with weight 1 (equation 2).
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" and "aux", those
+        of the context path at strides 16 and 8, all of that shape, whose losses the paper adds with weight 1
+        (equation 2).
 
     Reference: figure 2; with resnet18 the parameters are those of TorchSeg's R18 model.
     """
@@ -48,8 +51,8 @@ class BiSeNet(nn.Module):
         self.aux_head16 = _head(128, 256, num_classes)
         self.aux_head8 = _head(128, 256, num_classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Returns logits, in training followed by those of the context path."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+        """Returns logits; in training a dict, see the class."""
         size = images.shape[2:]
         _, feat8, feat16, feat32 = self.backbone(images)
         # The global average is (B, 128, 1, 1): adding it broadcasts, which is what enlarging it would do.
@@ -61,7 +64,8 @@ class BiSeNet(nn.Module):
         logits = resize(self.decode_head(fused), size)
         if not self.training:
             return logits
-        return logits, resize(self.aux_head16(context16), size), resize(self.aux_head8(context8), size)
+        aux = (resize(self.aux_head16(context16), size), resize(self.aux_head8(context8), size))
+        return {"logits": logits, "aux": aux}
 
 
 class AttentionRefinementModule(nn.Module):

@@ -6,6 +6,8 @@ figures 2 and 3; junfu1115/DANet, encoding/nn/attention.py and encoding/models/s
 
 from __future__ import annotations
 
+from typing import Any
+
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import attend, conv_bn_relu, resize
 
@@ -22,8 +24,8 @@ class DANet(nn.Module):
         output_stride: Of the features that attend; 8 in the paper.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, those of the position branch,
-        those of the channel branch), whose losses the official code adds with weight 1.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" and "aux", those of
+        the position and of the channel branch, whose losses the official code adds with weight 1.
 
     Reference: figure 2. With a `resnet..s` backbone the parameters are those of the official code.
     """
@@ -49,15 +51,16 @@ class DANet(nn.Module):
         self.position_head = _classifier(channels, num_classes)
         self.channel_head = _classifier(channels, num_classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Returns logits, in training followed by those of the two branches."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+        """Returns logits; in training a dict, see the class."""
         size = images.shape[2:]
         feat = self.backbone(images)[-1]
         position, channel = self.position_branch(feat), self.channel_branch(feat)
         logits = resize(self.decode_head(position + channel), size)
         if not self.training:
             return logits
-        return logits, resize(self.position_head(position), size), resize(self.channel_head(channel), size)
+        aux = (resize(self.position_head(position), size), resize(self.channel_head(channel), size))
+        return {"logits": logits, "aux": aux}
 
 
 class PositionAttention(nn.Module):

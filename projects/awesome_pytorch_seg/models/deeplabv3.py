@@ -27,7 +27,7 @@ class DeepLabV3(nn.Module):
         output_stride: 8 or 16. The weights fit both: the paper trains at 16 and evaluates at 8.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a tuple of them.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: section 3.3, with multi-grid (1, 2, 4) in the last stage of ResNets of bottleneck blocks.
     Deviation: none from the paper. torchvision, PyTorch-Encoding and the original of this project put one more 3x3
@@ -52,10 +52,10 @@ class DeepLabV3(nn.Module):
             nn.Conv2d(256, num_classes, kernel_size=1),
         )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """Returns logits, in training as a tuple of one."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns logits; in training a dict, see the class."""
         logits = resize(self.decode_head(self.backbone(images)[-1]), images.shape[2:])
-        return (logits,) if self.training else logits
+        return {"logits": logits} if self.training else logits
 
 
 class AtrousSpatialPyramidPooling(nn.Module):

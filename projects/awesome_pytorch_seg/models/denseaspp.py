@@ -31,7 +31,7 @@ class DenseASPP(nn.Module):
         output_stride: 8, or 16; at 16 the features are enlarged to stride 8 before the blocks, as in the official code.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a tuple of them.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: section 3.2 (figure 3). As in the official code, the DenseNet is followed by one more transition, which
         halves its channels.
@@ -61,15 +61,15 @@ class DenseASPP(nn.Module):
         out_channels = channels + len(RATES) * growth
         self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(out_channels, num_classes, kernel_size=1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """Returns logits, in training as a tuple of one."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns logits; in training a dict, see the class."""
         feat = self.transition(self.backbone(images)[-1])
         if self.enlarges:
             feat = resize(feat, (2 * feat.shape[2], 2 * feat.shape[3]))
         for block in self.blocks:
             feat = torch.cat([block(feat), feat], dim=1)
         logits = resize(self.classifier(feat), images.shape[2:])
-        return (logits,) if self.training else logits
+        return {"logits": logits} if self.training else logits
 
 
 def _dense_aspp_block(

@@ -29,7 +29,7 @@ class DUNet(nn.Module):
         output_stride: Of the features that are decoded; 16 in the paper's experiments.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a tuple of them.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: section 3.3 (downsampled low-level features), 3.1 and 3.2 (`DUpsampling`).
     Deviation: which low-level features are fused, and the channels in between, follow the original of this project
@@ -55,13 +55,13 @@ class DUNet(nn.Module):
         )
         self.upsampling = DUpsampling(FUSED_CHANNELS, num_classes, output_stride)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """Returns logits, in training as a tuple of one."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns logits; in training a dict, see the class."""
         _, feat2, feat3, feat4 = self.backbone(images)
         size = feat4.shape[2:]
         low = [self.low_level3(resize(feat3, size)), self.low_level2(resize(feat2, size))]
         logits = self.upsampling(self.decode_head(torch.cat([feat4, *low], dim=1)), images.shape[2:])
-        return (logits,) if self.training else logits
+        return {"logits": logits} if self.training else logits
 
 
 class DUpsampling(nn.Module):

@@ -7,6 +7,8 @@ zhanghang1989/PyTorch-Encoding, encoding/models/sseg/encnet.py, for the numbers 
 
 from __future__ import annotations
 
+from typing import Any
+
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import conv_bn_relu, fcn_head, resize
 
@@ -26,8 +28,8 @@ class EncNet(nn.Module):
         output_stride: Of the features that are encoded; 8 in the paper.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, presence logits (B, num_classes),
-        auxiliary logits (B, num_classes, H, W)), which `losses.EncNetLoss` takes.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits"; "aux", a tuple of
+        one of that shape; and "presence" (B, num_classes), logits of a class being in the image.
 
     Reference: figure 2. With a `resnet..s` backbone the parameters are those of PyTorch-Encoding's EncNet without
         lateral connections, which it uses on ADE20K.
@@ -48,13 +50,15 @@ class EncNet(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(512, num_classes, kernel_size=1))
         self.aux_head = fcn_head(channels3, channels3 // 4, num_classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns logits, in training followed by what the other two losses need."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+        """Returns logits; in training a dict, see the class."""
         size = images.shape[2:]
         *_, feat3, feat4 = self.backbone(images)
         feat, presence = self.context(self.reduce(feat4))
         logits = resize(self.classifier(feat), size)
-        return (logits, presence, resize(self.aux_head(feat3), size)) if self.training else logits
+        if not self.training:
+            return logits
+        return {"logits": logits, "aux": (resize(self.aux_head(feat3), size),), "presence": presence}
 
 
 class ContextEncodingModule(nn.Module):

@@ -20,7 +20,7 @@ class ENet(nn.Module):
     Args:
         num_classes: Number of classes.
 
-    Shapes: images (B, 3, H, W) of any size from 16 -> logits (B, num_classes, H, W); in training a tuple of them.
+    Shapes: images (B, 3, H, W) of any size from 16 -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: table 1; dropout 0.01 up to stage 1 and 0.1 after (section 4, regularisation).
     Deviation: one PReLU slope per layer in the encoder and ReLU in the decoder, as in davidtvs/PyTorch-ENet, whose
@@ -42,8 +42,8 @@ class ENet(nn.Module):
         self.stage5 = Bottleneck(16, "regular", 0.1, nn.ReLU)
         self.classifier = nn.ConvTranspose2d(16, num_classes, kernel_size=3, stride=2, padding=1, bias=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """Returns logits, in training as a tuple of one."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns logits; in training a dict, see the class."""
         feat2 = self.initial(images)  # (B, 16, H/2, W/2), sides rounded up
         feat4, places2 = self.down1(feat2)  # (B, 64, H/4, W/4)
         feat8, places4 = self.down2(self.stage1(feat4))  # (B, 128, H/8, W/8)
@@ -51,7 +51,7 @@ class ENet(nn.Module):
         up4 = self.stage4(self.up4(feat8, places4, feat4.shape[2:]))  # (B, 64, H/4, W/4)
         up2 = self.stage5(self.up5(up4, places2, feat2.shape[2:]))  # (B, 16, H/2, W/2)
         logits = self.classifier(up2, output_size=images.shape[2:])  # (B, num_classes, H, W)
-        return (logits,) if self.training else logits
+        return {"logits": logits} if self.training else logits
 
 
 class InitialBlock(nn.Module):

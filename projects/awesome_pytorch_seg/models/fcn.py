@@ -26,7 +26,7 @@ class FCN(nn.Module):
             from it too, all but the last (section 4.1).
         stride: Of the finest scores: 32, 16 (with pool4) or 8 (with pool4 and pool3).
 
-    Shapes: images (B, 3, H, W), any H, W >= 32 -> logits (B, num_classes, H, W); in training a tuple of them.
+    Shapes: images (B, 3, H, W), any H, W >= 32 -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: section 4.1 and 4.2; the scores start at 0 (section 4.3).
     Deviation: the 7x7 convolution is padded by 3 to keep its size, in place of padding the image by 100 and cropping
@@ -56,14 +56,14 @@ class FCN(nn.Module):
         if backbone_weights is not None:
             self._load_fully_connected(backbone_weights)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor]:
-        """Returns logits, in training as a tuple of one."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Returns logits; in training a dict, see the class."""
         _, pool3, pool4, pool5 = self.backbone(images)
         scores = self.decode_head(pool5)
         for skip, feat in zip(self.skips, (pool4, pool3), strict=False):  # FCN-16s ends with pool4
             scores = _enlarged(scores, feat.shape[2:]) + skip(feat)
         logits = _enlarged(scores, images.shape[2:])
-        return (logits,) if self.training else logits
+        return {"logits": logits} if self.training else logits
 
     def _load_fully_connected(self, path: str) -> None:
         """A fully connected layer over 7x7 positions is a 7x7 convolution with the same numbers."""

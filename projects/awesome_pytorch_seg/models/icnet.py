@@ -6,6 +6,8 @@ Reference: Zhao et al., "ICNet for Real-Time Semantic Segmentation on High-Resol
 
 from __future__ import annotations
 
+from typing import Any
+
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import conv_bn_relu, enlarging_matrix, pool_to_grids, resize
 
@@ -28,8 +30,8 @@ class ICNet(nn.Module):
         backbone: A ResNet of bottleneck blocks; the paper's compressed network has half of its channels.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, those of the second fusion's
-        input, of the first fusion's input), at strides 4, 8 and 16, which `losses.ICNetLoss` takes.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" at stride 4 and "aux",
+        those of the second and of the first fusion's input, at strides 8 and 16, which `losses.ICNetLoss` takes.
 
     Reference: figure 2; section 3.4 (cascade label guidance on the enlarged input of each fusion).
     Deviation: trained at its width from the start; the paper trains at full width and halves the kernels afterwards.
@@ -47,8 +49,8 @@ class ICNet(nn.Module):
         self.fusion8 = CascadeFeatureFusion(FUSED_CHANNELS, 64, FUSED_CHANNELS, num_classes)
         self.classifier = nn.Conv2d(FUSED_CHANNELS, num_classes, kernel_size=1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Returns logits of the image's size, in training those of the three branches."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+        """Returns logits; in training a dict, see the class."""
         height, width = images.shape[2:]
         feat16, feat32 = self._branches(images)
         fused16, logits16 = self.fusion16(feat32, feat16)
@@ -56,7 +58,7 @@ class ICNet(nn.Module):
         feat4 = resize(fused8, ((height + 3) // 4, (width + 3) // 4))
         logits4 = self.classifier(feat4)
         if self.training:
-            return logits4, logits8, logits16
+            return {"logits": logits4, "aux": (logits8, logits16)}
         return resize(logits4, (height, width))
 
     def _branches(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ section 3 and figure 3; openseg-group/OCNet.pytorch, oc_module/ and network/, fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import attend, conv_bn_relu, fcn_head, resize
@@ -29,8 +30,8 @@ class OCNet(nn.Module):
         backbone_weights: A local file of ImageNet weights, or None.
         variant: "base", "pyramid" or "asp".
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, auxiliary logits), both of that
-        shape, the latter from the third stage.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" and "aux", a tuple of
+        one of that shape, from the third stage.
 
     Reference: section 3 (the three variants); auxiliary loss of weight 0.4 as in PSPNet.
     Deviation: ReLU after every normalisation, as in the paper; the official code has InPlaceABN's leaky ReLU (slope
@@ -59,12 +60,12 @@ class OCNet(nn.Module):
         )
         self.aux_head = fcn_head(channels3, 512, num_classes, dropout=0.05)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Returns logits, in training followed by the auxiliary ones."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+        """Returns logits; in training a dict, see the class."""
         size = images.shape[2:]
         *_, feat3, feat4 = self.backbone(images)
         logits = resize(self.decode_head(feat4), size)
-        return (logits, resize(self.aux_head(feat3), size)) if self.training else logits
+        return {"logits": logits, "aux": (resize(self.aux_head(feat3), size),)} if self.training else logits
 
 
 class BaseContext(nn.Module):

@@ -6,6 +6,8 @@ pooling), section 4 (auxiliary loss); hszhao/semseg, model/pspnet.py, for the nu
 
 from __future__ import annotations
 
+from typing import Any
+
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import conv_bn_relu, enlarging_matrix, fcn_head, pool_to_grids, resize
 
@@ -23,8 +25,8 @@ class PSPNet(nn.Module):
         output_stride: Of the features that are pooled; 8 in the paper.
         backbone_weights: A local file of ImageNet weights, or None.
 
-    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training (logits, auxiliary logits), both of that
-        shape, the latter from the third stage.
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" and "aux", a tuple of
+        one of that shape, from the third stage.
 
     Reference: sections 3.2 to 4. With a `resnet..s` backbone the parameters are those of hszhao/semseg.
     Deviation: in the first block of a dilated stage the 3x3 convolution keeps the stage before's dilation (timm; with
@@ -44,12 +46,12 @@ class PSPNet(nn.Module):
         self.decode_head = PyramidPoolingHead(channels4, num_classes)
         self.aux_head = fcn_head(channels3, channels3 // 4, num_classes)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Returns logits, in training followed by the auxiliary ones."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, Any]:
+        """Returns logits; in training a dict, see the class."""
         size = images.shape[2:]
         *_, feat3, feat4 = self.backbone(images)
         logits = resize(self.decode_head(feat4), size)
-        return (logits, resize(self.aux_head(feat3), size)) if self.training else logits
+        return {"logits": logits, "aux": (resize(self.aux_head(feat3), size),)} if self.training else logits
 
 
 class PyramidPoolingHead(nn.Module):

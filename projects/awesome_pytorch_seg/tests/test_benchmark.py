@@ -90,6 +90,7 @@ def test_batch_has_blocks_of_labels_and_some_ignored():
 def test_outputs_of_all_libraries():
     main, aux = torch.zeros(1), torch.ones(1)
     assert outputs_of({"out": main, "aux": aux}) == (main, aux)
+    assert outputs_of({"logits": main, "aux": (aux, aux)}) == (main, aux, aux)
     assert outputs_of((main, aux)) == (main, aux)
     assert outputs_of(main) == (main,)
 

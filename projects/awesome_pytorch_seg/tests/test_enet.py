@@ -18,7 +18,7 @@ def test_logits_have_the_size_of_the_image(size):
     torch.manual_seed(0)
     model = build_model("enet", num_classes=5)
     images = torch.randn(2, 3, *size)
-    (logits,) = model(images)
+    logits = model(images)["logits"]
     assert logits.shape == (2, 5, *size)
     logits.square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

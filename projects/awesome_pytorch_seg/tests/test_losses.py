@@ -7,9 +7,9 @@ from awesome_pytorch_seg.losses import (
     OutputsLoss,
     PixelLoss,
     WeightedCrossEntropy,
+    build_loss,
     mean_cross_entropy,
 )
-from awesome_pytorch_seg.models import build_loss
 from common.cli import UserError
 
 import pytest
@@ -55,7 +55,7 @@ def test_pixel_loss_adds_dice_and_outputs_add_aux():
     expected = sum(LOSSES) / 3 + 2 * float(DiceLoss()(LOGITS, LABEL))
     assert float(one) == pytest.approx(expected)
     small = torch.zeros(1, 2, 1, 2)  # enlarged to the label: log(2) in every pixel
-    total, named = OutputsLoss(PixelLoss(config()))((LOGITS, small, small), LABEL)
+    total, named = OutputsLoss(PixelLoss(config()))({"logits": LOGITS, "aux": (small, small)}, LABEL)
     assert float(named["aux"]) == pytest.approx(2 * math.log(2))
     assert float(total) == pytest.approx(sum(LOSSES) / 3 + 0.4 * 2 * math.log(2))
 

@@ -1,8 +1,7 @@
 import math
 
 from awesome_pytorch_seg.config import LossConfig
-from awesome_pytorch_seg.losses import EncNetLoss, ICNetLoss, PixelLoss, classes_present, shrink_label
-from awesome_pytorch_seg.models import build_loss
+from awesome_pytorch_seg.losses import EncNetLoss, ICNetLoss, PixelLoss, build_loss, classes_present, shrink_label
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ def test_encnet_loss_by_hand():
     label = torch.tensor([[[0, 255], [2, 2]], [[1, 1], [1, 255]]])
     logits, aux = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
     presence = torch.tensor([[0.0, math.log(3), 0.0], [0.0, math.log(3), -math.log(3)]])
-    total, parts = EncNetLoss(PixelLoss(config()))((logits, presence, aux), label)
+    total, parts = EncNetLoss(PixelLoss(config()))({"logits": logits, "aux": (aux,), "presence": presence}, label)
     cross_entropy = [float(F.cross_entropy(output, label, ignore_index=255)) for output in (logits, aux)]
     # probabilities 1/2, 3/4, 1/2 of classes 0 and 2; 1/2, 3/4, 1/4 of class 1
     by_hand = (2 * math.log(2) + math.log(4) + math.log(2) + 2 * math.log(4 / 3)) / 6
@@ -36,7 +35,7 @@ def test_images_without_a_label_say_nothing_of_presence():
     label = torch.full((2, 2, 2), 255)
     label[0, 0, 0] = 1
     presence = torch.zeros(2, 3, requires_grad=True)
-    outputs = (torch.zeros(2, 3, 2, 2), presence, torch.zeros(2, 3, 2, 2))
+    outputs = {"logits": torch.zeros(2, 3, 2, 2), "aux": (torch.zeros(2, 3, 2, 2),), "presence": presence}
     total, parts = EncNetLoss(PixelLoss(config()))(outputs, label)
     assert float(parts["presence"].detach()) == pytest.approx(math.log(2))
     total.backward()
@@ -54,7 +53,7 @@ def test_icnet_loss_guides_each_branch_at_its_size():
     torch.manual_seed(0)
     label = torch.randint(0, 3, (2, 17, 33))
     outputs = tuple(torch.randn(2, 3, *size) for size in [(5, 9), (3, 5), (2, 3)])
-    total, parts = ICNetLoss(PixelLoss(config()))(outputs, label)
+    total, parts = ICNetLoss(PixelLoss(config()))({"logits": outputs[0], "aux": outputs[1:]}, label)
     steps = (4, 8, 16)
     losses = [float(F.cross_entropy(o, label[:, ::s, ::s])) for o, s in zip(outputs, steps, strict=True)]
     assert [float(part) for part in parts.values()] == pytest.approx(losses)
@@ -64,7 +63,7 @@ def test_icnet_loss_guides_each_branch_at_its_size():
 @pytest.mark.parametrize(("name", "weight"), [("pspnet", 0.4), ("ocnet_asp", 0.4), ("bisenet", 1.0), ("danet", 1.0)])
 def test_weight_of_auxiliary_outputs(name, weight):
     label = torch.zeros(1, 2, 2, dtype=torch.long)
-    outputs = (torch.zeros(1, 2, 2, 2),) * 3
+    outputs = {"logits": torch.zeros(1, 2, 2, 2), "aux": (torch.zeros(1, 2, 2, 2),) * 2}
     total, parts = build_loss(name, config(), 2)(outputs, label)
     assert float(parts["aux"]) == pytest.approx(2 * math.log(2))
     assert float(total) == pytest.approx(math.log(2) * (1 + 2 * weight))
@@ -72,10 +71,12 @@ def test_weight_of_auxiliary_outputs(name, weight):
 
 @pytest.mark.parametrize("name", ["encnet", "icnet"])
 def test_nothing_to_learn_is_zero_with_zero_gradient(name):
-    outputs = tuple(torch.randn(1, 3, *size, requires_grad=True) for size in [(5, 5), (3, 3), (2, 2)])
+    logits, *aux = (torch.randn(1, 3, *size, requires_grad=True) for size in [(5, 5), (3, 3), (2, 2)])
+    outputs, every = {"logits": logits, "aux": aux}, [logits, *aux]
     if name == "encnet":
-        outputs = (outputs[0], torch.randn(1, 3, requires_grad=True), outputs[0])
+        presence = torch.randn(1, 3, requires_grad=True)
+        outputs, every = {"logits": logits, "aux": (logits,), "presence": presence}, [logits, presence]
     total, _ = build_loss(name, config(), 3)(outputs, torch.full((1, 17, 17), 255))
     total.backward()
     assert float(total.detach()) == 0
-    assert not any(output.grad.any() for output in outputs)
+    assert not any(output.grad.any() for output in every)

@@ -1,5 +1,6 @@
 from awesome_pytorch_seg.config import LossConfig
-from awesome_pytorch_seg.models import MODELS, build_loss, build_model, fcn
+from awesome_pytorch_seg.losses import build_loss
+from awesome_pytorch_seg.models import MODELS, build_model, fcn
 from common.cli import UserError
 
 import pytest

@@ -3,7 +3,8 @@ import dataclasses
 from common.metrics import ConfusionMatrix
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.data.dataset import open_list
-from encnet_single_gpu.eval import EvalProtocol, black_of, class_scores, evaluate, window_starts
+from encnet_single_gpu.eval import evaluate
+from encnet_single_gpu.protocol import EvalProtocol, class_scores, window_starts
 
 import numpy as np
 import pytest
@@ -37,23 +38,30 @@ def random_image(height, width):
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
+STATISTICS = ((0.5, 0.25, 0.1), (0.5, 0.5, 0.1))
+
+
 def test_names():
-    assert EvalProtocol.named("ss", 480) == EvalProtocol()
-    assert EvalProtocol.named("encoding_ss", 480) == EvalProtocol(520, 480, (1.0,), False)
-    several = EvalProtocol.named("encoding_ms_flip", 384)
+    assert EvalProtocol.named("ss", 480, *STATISTICS) == EvalProtocol()
+    assert EvalProtocol.named("encoding_ss", 480, *STATISTICS) == EvalProtocol(
+        520, 480, (1.0,), False, (-1.0, -0.5, -1.0)
+    )
+    several = EvalProtocol.named("encoding_ms_flip", 384, *STATISTICS)
     assert (several.base_size, several.crop_size, several.flip) == (416, 384, True)
     assert several.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     assert str(EvalProtocol()) == "ss, whole image"
-    assert str(EvalProtocol.named("encoding_ss", 480)) == "ss, long side 520, windows 480 (PyTorch-Encoding)"
+    assert (
+        str(EvalProtocol.named("encoding_ss", 480, *STATISTICS)) == "ss, long side 520, windows 480 (PyTorch-Encoding)"
+    )
 
 
 def test_whole_image_gives_the_logits_at_label_size():
     torch.manual_seed(0)
     model = Pointwise()
     image = random_image(20, 30)
-    scores = class_scores(model, image, (20, 30), EvalProtocol(), BLACK)
+    scores = class_scores(model, image, (20, 30), EvalProtocol())
     torch.testing.assert_close(scores, model(image))
-    assert class_scores(model, image, (40, 60), EvalProtocol(), BLACK).shape == (1, 4, 40, 60)
+    assert class_scores(model, image, (40, 60), EvalProtocol()).shape == (1, 4, 40, 60)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +114,9 @@ def reference(model, image, base, crop, scales, flip, black):
 def test_scores_are_pytorch_encodings(size, flip):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 4, 5, padding=2)).eval()
-    protocol = EvalProtocol(52, 48, (0.5, 1.0, 1.75), flip)
+    protocol = EvalProtocol(52, 48, (0.5, 1.0, 1.75), flip, tuple(BLACK.tolist()))
     with torch.no_grad():
-        scores = class_scores(model, random_image(*size), size, protocol, BLACK)
+        scores = class_scores(model, random_image(*size), size, protocol)
         expected = reference(model, random_image(*size), 52, 48, protocol.scales, flip, BLACK)
     torch.testing.assert_close(scores.exp(), expected, rtol=1e-4, atol=1e-5)
 
@@ -116,21 +124,16 @@ def test_scores_are_pytorch_encodings(size, flip):
 def test_small_images_are_padded_with_black():
     """An image of 26 x 26 in a window of 48: the mean is that of image and black."""
     image = torch.ones(1, 3, 26, 26)
-    protocol = EvalProtocol(52, 48, (0.5,))
-    scores = class_scores(MeanOf(), image, (26, 26), protocol, BLACK)
+    protocol = EvalProtocol(52, 48, (0.5,), black=tuple(BLACK.tolist()))
+    scores = class_scores(MeanOf(), image, (26, 26), protocol)
     share = 26**2 / 48**2
     expected = share + (1 - share) * BLACK
     torch.testing.assert_close(scores[0, :, 0, 0], expected)
 
 
 def test_large_logits_do_not_overflow():
-    scores = class_scores(MeanOf(), torch.full((1, 3, 64, 64), 200.0), (64, 64), EvalProtocol(52, 48), BLACK)
+    scores = class_scores(MeanOf(), torch.full((1, 3, 64, 64), 200.0), (64, 64), EvalProtocol(52, 48))
     assert torch.isfinite(scores).all()
-
-
-def test_black_is_normalised():
-    black = black_of((0.5, 0.25, 0.1), (0.5, 0.5, 0.1), torch.device("cpu"))
-    torch.testing.assert_close(black, torch.tensor([-1.0, -0.5, -1.0]))
 
 
 def test_evaluation_counts_every_label_pixel_and_keeps_the_mode(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from semsegpaddle_glore.models.layers import resize_bilinear
 
 import paddle
@@ -13,8 +15,8 @@ class Segmentor(nn.Layer):
 
     Shapes: images (B, 3, H, W), any H, W >= 65 ->
         In evaluation: logits (B, num_classes, H, W).
-        In training: a dict of "logits" (B, num_classes, H, W), "aux" of the same shape if there is an auxiliary head,
-        and with GINet "presence" (B, num_classes).
+        In training: a dict of "logits" (B, num_classes, H, W); "aux", a tuple of one of the same shape if there is
+        an auxiliary head; and with GINet "presence" (B, num_classes).
 
     Logits are enlarged bilinearly with aligned corners, as in SemSegPaddle.
 
@@ -30,7 +32,7 @@ class Segmentor(nn.Layer):
         self.decode_head = decode_head
         self.aux_head = aux_head
 
-    def forward(self, images: paddle.Tensor) -> paddle.Tensor | dict[str, paddle.Tensor]:
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor | dict[str, Any]:
         """See the class."""
         size = images.shape[2:]
         features = self.backbone(images)
@@ -39,7 +41,7 @@ class Segmentor(nn.Layer):
         if not self.training:
             return outputs["logits"]
         if self.aux_head is not None:
-            outputs["aux"] = resize_bilinear(self.aux_head(features[-2]), size)
+            outputs["aux"] = (resize_bilinear(self.aux_head(features[-2]), size),)
         return outputs
 
     def head_layers(self) -> list[nn.Layer]:

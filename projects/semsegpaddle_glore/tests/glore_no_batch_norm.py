@@ -29,7 +29,7 @@ class NoBatchNorm(paddle.nn.Layer):
     def forward(self, images):
         x = paddle.nn.functional.relu(self.norm(self.conv(images)))
         presence = self.presence(x.mean(axis=[2, 3]))
-        return {"logits": self.classifier(x), "aux": self.aux_classifier(x), "presence": presence}
+        return {"logits": self.classifier(x), "aux": (self.aux_classifier(x),), "presence": presence}
 
 
 def make_updater(accumulate=1):

@@ -31,6 +31,11 @@ def tensors(outputs):
     return {name: paddle.to_tensor(value, stop_gradient=False) for name, value in outputs.items()}
 
 
+def as_given(outputs):
+    """As the network gives them: "aux" is a tuple."""
+    return {**outputs, "aux": (outputs["aux"],)}
+
+
 def expected_parts(outputs, label):
     """By PyTorch, with presence found class by class."""
     label = torch.from_numpy(label)
@@ -47,7 +52,7 @@ def expected_parts(outputs, label):
 def test_parts_and_total_are_pytorchs():
     outputs, label = random_case(0)
     label[1] = 255  # an image with nothing valid leaves all three
-    total, parts = SegmentationLoss(CONFIG)(tensors(outputs), paddle.to_tensor(label))
+    total, parts = SegmentationLoss(CONFIG)(as_given(tensors(outputs)), paddle.to_tensor(label))
     expected = expected_parts(outputs, label)
     assert list(parts) == ["seg", "aux", "sc"]
     for name, value in expected.items():
@@ -66,7 +71,7 @@ def test_a_network_without_aux_head_and_presence_has_one_part():
 def test_weights_are_the_configs():
     outputs, label = random_case(2)
     config = dataclasses.replace(CONFIG, aux_weight=2.0, sc_weight=0.0)
-    total, parts = SegmentationLoss(config)(tensors(outputs), paddle.to_tensor(label))
+    total, parts = SegmentationLoss(config)(as_given(tensors(outputs)), paddle.to_tensor(label))
     assert float(total) == pytest.approx(float(parts["seg"]) + 2 * float(parts["aux"]), rel=1e-6)
 
 
@@ -74,7 +79,7 @@ def test_nothing_valid_is_zero_with_zero_gradient():
     outputs, label = random_case(3)
     label[:] = 255
     outputs = tensors(outputs)
-    total, parts = SegmentationLoss(CONFIG)(outputs, paddle.to_tensor(label))
+    total, parts = SegmentationLoss(CONFIG)(as_given(outputs), paddle.to_tensor(label))
     total.backward()
     assert float(total) == 0
     assert [float(value) for value in parts.values()] == [0, 0, 0]
@@ -88,12 +93,12 @@ def test_micro_batches_add_up_to_the_batch(cuts):
     label[1, :9] = 255
     loss = SegmentationLoss(CONFIG)
     whole = tensors(outputs)
-    total, _ = loss(whole, paddle.to_tensor(label))
+    total, _ = loss(as_given(whole), paddle.to_tensor(label))
     total.backward()
     pieces, first = [], 0
     for size in cuts:
         part = tensors({name: value[first : first + size] for name, value in outputs.items()})
-        piece, _ = loss(part, paddle.to_tensor(label[first : first + size]), count(label))
+        piece, _ = loss(as_given(part), paddle.to_tensor(label[first : first + size]), count(label))
         piece.backward()
         pieces.append((piece, part))
         first += size
@@ -101,7 +106,11 @@ def test_micro_batches_add_up_to_the_batch(cuts):
     for name, output in whole.items():
         gradient = np.concatenate([part[name].grad.numpy() for _, part in pieces])
         np.testing.assert_allclose(gradient, output.grad.numpy(), atol=1e-8)
-    own = [loss(part, paddle.to_tensor(label[i : i + 1]))[0] for i, (_, part) in enumerate(pieces) if len(cuts) == 3]
+    own = [
+        loss(as_given(part), paddle.to_tensor(label[i : i + 1]))[0]
+        for i, (_, part) in enumerate(pieces)
+        if len(cuts) == 3
+    ]
     assert not own or abs(sum(map(float, own)) / 3 - float(total)) > 0.1  # the mean of means is something else
 
 

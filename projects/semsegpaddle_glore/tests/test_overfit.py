@@ -7,11 +7,11 @@ from common.samples.list_dataset import ListDataset
 from common.toy_dataset import write_toy_dataset
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
-from semsegpaddle_glore.inference import class_probabilities
 from semsegpaddle_glore.losses import SegmentationLoss
 from semsegpaddle_glore.lr_schedule import learning_rate
 from semsegpaddle_glore.networks import build_network
 from semsegpaddle_glore.optimizer import build_optimizer
+from semsegpaddle_glore.protocol import class_scores
 from semsegpaddle_glore.updates import Updater
 
 import numpy as np
@@ -51,7 +51,7 @@ def test_one_image_is_learnt(source, head):
         updater.apply(learning_rate(step, STEPS, config.optimizer))
         if step % 25 == 24:
             model.eval()
-            probs = class_probabilities(model, image, label.shape, config.eval)
+            (probs,) = class_scores(model, image[None], label.shape, config.eval)
             matrix = ConfusionMatrix(19)
             matrix.update(label, probs.argmax(axis=0))
             scores.append(matrix.mean_iou())

@@ -9,13 +9,13 @@ from common.labels import label_set
 from common.metrics import ConfusionMatrix
 from semsegpaddle_glore import predict as predicting
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
-from semsegpaddle_glore.config import EvalProtocol, read_config
+from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
-from semsegpaddle_glore.inference import class_probabilities
+from semsegpaddle_glore.inference import read_checkpoint_info
 from semsegpaddle_glore.networks import build_network, load_network
 from semsegpaddle_glore.optimizer import build_optimizer
 from semsegpaddle_glore.predict import Predictor, open_predictor
-from semsegpaddle_glore.runtimes import read_checkpoint_info
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores
 
 import cv2
 import numpy as np
@@ -69,9 +69,9 @@ def run(monkeypatch, *words) -> int:
 class Recorder:
     """A network that keeps what it is fed."""
 
-    def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
-        self.images = images.numpy()
-        return paddle.zeros([1, 19, *images.shape[2:]])
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        self.images = images
+        return np.zeros((1, 19, *images.shape[2:]), np.float32)
 
 
 def test_red_and_blue_reach_the_network_as_documented(weights, tmp_path):
@@ -96,7 +96,7 @@ def test_red_and_blue_reach_the_network_as_documented(weights, tmp_path):
 def test_prediction_is_that_of_evaluation(tmp_path, words, protocol):
     weights = save(tmp_path / "w.safetensors", CITYSCAPES.class_names, *words)
     image = random_image(1)
-    probs = class_probabilities(load_network(weights), normalize(image, MEAN, STD), (120, 150), protocol)
+    (probs,) = class_scores(load_network(weights), normalize(image, MEAN, STD)[None], (120, 150), protocol)
     ids = open_predictor(weights).ids(image)
     assert ids.dtype == np.uint8 and len(np.unique(ids)) > 2
     np.testing.assert_array_equal(ids, probs.argmax(axis=0))

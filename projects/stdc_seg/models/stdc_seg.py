@@ -6,6 +6,8 @@ Reference: Fan et al., CVPR 2021 (arXiv 2104.13188), section 3.2 and figure 4; A
 
 from __future__ import annotations
 
+from typing import Any
+
 from stdc_seg.models.layers import (
     ConvBNReLU,
     batch_norm,
@@ -100,11 +102,10 @@ class ContextPath(nn.Layer):
 class STDCSeg(nn.Layer):
     """STDC-Seg with the detail head on the stride-8 features (the published variant).
 
-    Shapes: images (B, 3, H, W), any H, W >= 65 -> a list.
-        In training: [logits, aux logits of stride 8, aux logits of stride 16, detail logits], the first three
-        (B, num_classes, H, W), the last (B, 1, ceil(H/8), ceil(W/8)), which the detail loss enlarges itself.
-        In evaluation: [logits].
-        A list in both cases, first element first: the form that paddleseg's train and evaluate expect.
+    Shapes: images (B, 3, H, W), any H, W >= 65 ->
+        In evaluation: logits (B, num_classes, H, W).
+        In training: a dict of "logits" (B, num_classes, H, W); "aux", a tuple of two of that shape, from strides 8 and
+        16; and "detail" (B, 1, ceil(H/8), ceil(W/8)), which the detail loss enlarges itself.
 
     Args:
         name: Backbone, "stdc1" or "stdc2".
@@ -127,20 +128,17 @@ class STDCSeg(nn.Layer):
         self.aux_head16 = SegHead(128, 64, num_classes)
         self.detail_head = SegHead(channels8, 64, 1)
 
-    def forward(self, images: paddle.Tensor) -> list[paddle.Tensor]:
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor | dict[str, Any]:
         """See the class."""
         size = images.shape[2:]
         _, _, feat8, feat16, feat32 = self.backbone(images)
         context8, context16 = self.context_path(feat16, feat32, feat8.shape[2:])
         logits = resize_bilinear(self.decode_head(self.ffm(feat8, context8)), size)
         if not self.training:
-            return [logits]
-        return [
-            logits,
-            resize_bilinear(self.aux_head8(context8), size),
-            resize_bilinear(self.aux_head16(context16), size),
-            self.detail_head(feat8),
-        ]
+            return logits
+        aux8 = resize_bilinear(self.aux_head8(context8), size)
+        aux16 = resize_bilinear(self.aux_head16(context16), size)
+        return {"logits": logits, "aux": (aux8, aux16), "detail": self.detail_head(feat8)}
 
     def head_layers(self) -> list[nn.Layer]:
         """The layers that learn at ten times the rate in the official code: FFM and every head."""

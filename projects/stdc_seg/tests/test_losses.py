@@ -172,6 +172,12 @@ def test_images_without_valid_pixels_leave_the_detail_loss():
     np.testing.assert_allclose([float(x) for x in both[:2]], [float(x) for x in alone[:2]], rtol=1e-6)
 
 
+def as_dict(outputs):
+    """Of four tensors, what the network gives in training."""
+    logits, aux8, aux16, detail = outputs
+    return {"logits": logits, "aux": (aux8, aux16), "detail": detail}
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_all_ignored_is_zero_with_zero_gradient(masks):
     config = read_config("quickstart", [f"loss.detail_masks_ignored={str(masks).lower()}"]).loss
@@ -180,7 +186,7 @@ def test_all_ignored_is_zero_with_zero_gradient(masks):
     outputs = [paddle.randn(shape) for shape in shapes]
     for output in outputs:
         output.stop_gradient = False
-    total, parts = STDCSegLoss(config)(outputs, label)
+    total, parts = STDCSegLoss(config)(as_dict(outputs), label)
     total.backward()
     assert float(total) == 0
     assert all(float(part) == 0 for part in parts.values())
@@ -191,7 +197,7 @@ def test_the_total_is_the_weighted_sum_of_its_parts():
     overrides = ["loss.aux_weight=0.5", "loss.detail_weight=2.0"]
     logits, label = random_case(7, (2, 4, 16, 24))
     outputs = [paddle.to_tensor(logits * factor) for factor in (1.0, 0.5, 0.2)] + [paddle.randn([2, 1, 2, 3])]
-    total, parts = STDCSegLoss(read_config("quickstart", overrides).loss)(outputs, paddle.to_tensor(label))
+    total, parts = STDCSegLoss(read_config("quickstart", overrides).loss)(as_dict(outputs), paddle.to_tensor(label))
     assert tuple(parts) == LOG_NAMES
     p = {name: float(value) for name, value in parts.items()}
     expected = p["seg"] + 0.5 * (p["aux8"] + p["aux16"]) + 2.0 * (p["detail_bce"] + p["detail_dice"])

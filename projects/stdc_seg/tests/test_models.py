@@ -76,6 +76,12 @@ def test_the_torch_twin_has_the_official_keys_and_shapes(name):
     assert {key: tuple(value.shape) for key, value in twin if not key.endswith(counter)} == keys
 
 
+def as_list(outputs):
+    """The training outputs in the official network's order."""
+    assert list(outputs) == ["logits", "aux", "detail"]
+    return [outputs["logits"], *outputs["aux"], outputs["detail"]]
+
+
 @pytest.mark.parametrize(("name", "size"), [("stdc1", (65, 97)), ("stdc2", (96, 128))])
 def test_outputs_agree_with_pytorch(name, size):
     official = fill_randomly(OfficialSTDCSeg(name), seed=1)
@@ -86,10 +92,9 @@ def test_outputs_agree_with_pytorch(name, size):
     model.eval()
     with paddle.no_grad():
         logits = model(paddle.to_tensor(images))
-        assert len(logits) == 1
         model.training = True  # of the whole only: all outputs, with the running statistics
-        outputs = [output.numpy() for output in model(paddle.to_tensor(images))]
-    np.testing.assert_array_equal(outputs[0], logits[0].numpy())
+        outputs = [output.numpy() for output in as_list(model(paddle.to_tensor(images)))]
+    np.testing.assert_array_equal(outputs[0], logits.numpy())
     for ours, theirs in zip(outputs, expected, strict=True):
         assert ours.shape == theirs.shape
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
@@ -104,7 +109,7 @@ def test_gradients_agree_with_pytorch():
     model.to(dtype="float64")
     model.train()
     sum((output**2).mean() for output in official(torch.from_numpy(images))).backward()
-    sum((output**2).mean() for output in model(paddle.to_tensor(images))).backward()
+    sum((output**2).mean() for output in as_list(model(paddle.to_tensor(images)))).backward()
     ours = dict(model.named_parameters())
     compared = 0
     for key, parameter in official.named_parameters():
@@ -141,10 +146,10 @@ def test_any_size_comes_back(size):
     paddle.seed(0)
     model = build_model("stdc1", num_classes=5)
     images = paddle.randn([2, 3, *size])
-    shapes = [tuple(output.shape) for output in model(images)]
+    shapes = [tuple(output.shape) for output in as_list(model(images))]
     assert shapes == [(2, 5, *size)] * 3 + [(2, 1, math.ceil(size[0] / 8), math.ceil(size[1] / 8))]
     model.eval()
-    assert tuple(model(images[:1])[0].shape) == (1, 5, *size)
+    assert tuple(model(images[:1]).shape) == (1, 5, *size)
 
 
 def test_backbone_contract():
@@ -157,7 +162,7 @@ def test_backbone_contract():
 def test_every_parameter_gets_a_gradient():
     paddle.seed(0)
     model = build_model("stdc1", num_classes=3)
-    sum((output**2).sum() for output in model(paddle.randn([2, 3, 96, 96]))).backward()
+    sum((output**2).sum() for output in as_list(model(paddle.randn([2, 3, 96, 96])))).backward()
     without = [n for n, p in model.named_parameters() if not p.stop_gradient and (p.grad is None or not p.grad.any())]
     assert without == []
 

@@ -9,12 +9,12 @@ from common.labels import label_set
 from common.metrics import ConfusionMatrix
 from stdc_seg import predict as predicting
 from stdc_seg.checkpoint import TrainState, save_checkpoint
-from stdc_seg.config import EvalProtocol, read_config
+from stdc_seg.config import read_config
 from stdc_seg.data.transforms import normalize
-from stdc_seg.eval import class_scores
 from stdc_seg.inference import load_network, read_checkpoint_info
 from stdc_seg.models import build_model
 from stdc_seg.predict import Predictor, open_predictor
+from stdc_seg.protocol import EvalProtocol, class_scores
 
 import cv2
 import numpy as np

@@ -19,7 +19,8 @@ class NoBatchNorm(paddle.nn.Layer):
 
     def forward(self, images):
         x = paddle.tanh(self.conv(images))
-        return [head(x) for head in self.heads]
+        logits, aux8, aux16, detail = (head(x) for head in self.heads)
+        return {"logits": logits, "aux": (aux8, aux16), "detail": detail}
 
 
 def loss_of(kept=1.0, detail_weight=0.0):

@@ -1,8 +1,7 @@
 import subprocess
 import sys
 
-from semsegpaddle_glore.config import EvalProtocol
-from semsegpaddle_glore.inference import class_probabilities, window_starts
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores, window_starts
 
 import numpy as np
 import paddle
@@ -29,6 +28,12 @@ def softmax(logits):
 
 def random_image(height, width, seed=0):
     return np.random.default_rng(seed).normal(size=(3, height, width)).astype(np.float32)
+
+
+def probabilities(model, image, size, protocol):
+    """Of an image (3, H, W) -> (num_classes, *size)."""
+    (probs,) = class_scores(model, image[None], size, protocol)
+    return probs
 
 
 def two_classes(share):
@@ -59,7 +64,7 @@ def test_windows_cover_every_pixel():
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_pointwise_model_is_not_changed_by_windows_and_flips(size, flip):
     image = random_image(*size)
-    probs = class_probabilities(pointwise, image, size, protocol(window=(65, 70), stride_fraction=1 / 3, flip=flip))
+    probs = probabilities(pointwise, image, size, protocol(window=(65, 70), stride_fraction=1 / 3, flip=flip))
     assert (probs.shape, probs.dtype) == ((3, *size), np.float32)
     np.testing.assert_allclose(probs, softmax(3 * image), atol=1e-6)
 
@@ -72,9 +77,7 @@ def test_overlapping_windows_are_averaged_by_hand():
         calls.append(tuple(images.shape))
         return two_classes(np.full(images.shape[2:], len(calls) / 10))
 
-    probs = class_probabilities(
-        counting, random_image(65, 130), (65, 130), protocol(window=(65, 65), stride_fraction=0.49)
-    )
+    probs = probabilities(counting, random_image(65, 130), (65, 130), protocol(window=(65, 65), stride_fraction=0.49))
     assert calls == [(1, 3, 65, 65)] * 4
     row = probs[0, 30]
     expected = np.repeat([0.1, 0.15, 0.2, 0.3, 0.35, 0.4], [32, 32, 1, 32, 32, 1])
@@ -103,7 +106,7 @@ def test_windows_equal_a_plain_loop():
             mirrored = softmax(image[cut][..., ::-1] + np.stack([ramp, -ramp, ramp**2]))
             total[cut] += mirrored[..., ::-1]
             count[cut] += 2
-    probs = class_probabilities(by_place, image, (110, 150), protocol(window=window, stride_fraction=0.4, flip=True))
+    probs = probabilities(by_place, image, (110, 150), protocol(window=window, stride_fraction=0.4, flip=True))
     np.testing.assert_allclose(probs, total / count, atol=1e-6)
 
 
@@ -113,15 +116,15 @@ def test_the_mirror_image_is_turned_back():
     def left_to_right(images):
         return two_classes(share)
 
-    plain = class_probabilities(left_to_right, random_image(65, 70), (65, 70), protocol())
+    plain = probabilities(left_to_right, random_image(65, 70), (65, 70), protocol())
     np.testing.assert_allclose(plain[0], share, atol=1e-5)
-    both = class_probabilities(left_to_right, random_image(65, 70), (65, 70), protocol(flip=True))
+    both = probabilities(left_to_right, random_image(65, 70), (65, 70), protocol(flip=True))
     np.testing.assert_allclose(both[0], 0.5, atol=1e-5)
 
 
 def test_scales_equal_an_independent_implementation_in_torch():
     image, size = random_image(100, 130), (90, 120)
-    probs = class_probabilities(pointwise, image, size, protocol(scales=(0.75, 1.0, 1.5)))
+    probs = probabilities(pointwise, image, size, protocol(scales=(0.75, 1.0, 1.5)))
     expected = 0
     for scaled in ((75, 98), (100, 130), (150, 195)):  # 130 x 0.75 = 97.5 -> 98
         resized = F.interpolate(torch.from_numpy(image)[None], scaled, mode="bilinear", align_corners=False)
@@ -148,7 +151,7 @@ def test_what_the_network_is_given(size, changes, expected):
         seen.append(tuple(images.shape[2:]))
         return images
 
-    probs = class_probabilities(watching, random_image(*size), size, protocol(**changes))
+    probs = probabilities(watching, random_image(*size), size, protocol(**changes))
     assert seen == expected
     assert probs.shape == (3, *size)
     np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
@@ -162,7 +165,7 @@ def test_small_images_are_padded_with_the_mean_colour_below_and_right():
         return images
 
     image = random_image(40, 50) + 1
-    class_probabilities(watching, image, (40, 50), protocol(window=(65, 66)))
+    probabilities(watching, image, (40, 50), protocol(window=(65, 66)))
     expected = np.zeros((1, 3, 65, 66), np.float32)
     expected[0, :, :40, :50] = image
     np.testing.assert_array_equal(seen[0], expected)
@@ -173,7 +176,7 @@ def test_half_precision_logits_are_averaged_in_single():
         return (images * 3).astype("float16")
 
     image = random_image(65, 100)
-    probs = class_probabilities(half, image, (65, 100), protocol(window=(65, 65), stride_fraction=0.1))
+    probs = probabilities(half, image, (65, 100), protocol(window=(65, 65), stride_fraction=0.1))
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, softmax((image * 3).astype(np.float16).astype(np.float32)), atol=2e-6)
 
@@ -187,7 +190,7 @@ def test_no_graph_is_kept():
         return outputs[-1]
 
     image = random_image(80, 70)
-    probs = class_probabilities(watching, image, (80, 70), protocol())
+    probs = probabilities(watching, image, (80, 70), protocol())
     assert outputs[0].stop_gradient
     weight, bias = torch.from_numpy(network.weight.numpy()), torch.from_numpy(network.bias.numpy())
     expected = F.softmax(F.conv2d(torch.from_numpy(image)[None], weight, bias, padding=1), dim=1)[0]
@@ -196,15 +199,14 @@ def test_no_graph_is_kept():
 
 MEMORY_PROGRAM = """
 import resource
-from semsegpaddle_glore.config import EvalProtocol
-from semsegpaddle_glore.inference import class_probabilities
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores
 import numpy as np, paddle
 head = paddle.nn.Conv2D(3, 19, 1)
 protocol = EvalProtocol(long_side=None, scales=(1.0,), flip=False, window=(769, 769), stride_fraction=2 / 3)
-class_probabilities(head, np.zeros((3, 769, 769), np.float32), (769, 769), protocol)
+class_scores(head, np.zeros((1, 3, 769, 769), np.float32), (769, 769), protocol)
 peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
 for _ in range(2):
-    class_probabilities(head, np.zeros((3, 1024, 2048), np.float32), (1024, 2048), protocol)
+    class_scores(head, np.zeros((1, 3, 1024, 2048), np.float32), (1024, 2048), protocol)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(*peaks)
 """
