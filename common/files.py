@@ -42,3 +42,32 @@ def sha256_of(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_below(folder: str | os.PathLike) -> Iterator[Path]:
+    """The files below a folder, in the order of their paths; linked folders are followed, hidden ones are not.
+
+    Hidden is what begins with a dot, such as `.ipynb_checkpoints` or macOS's `._a.png`, below the folder itself. A link
+    to a folder that is being walked through already is not entered again.
+
+    Raises:
+        OSError: The folder itself cannot be listed.
+    """
+    yield from _walk(Path(folder), frozenset())
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    status = folder.stat()
+    here = status.st_dev, status.st_ino
+    if here in above:
+        return
+    with os.scandir(folder) as listing:
+        entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        try:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), above | {here})
+            elif entry.is_file():
+                yield Path(entry.path)
+        except OSError:  # a link that leads to itself
+            continue

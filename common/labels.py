@@ -208,6 +208,9 @@ def load_custom(path: str | os.PathLike) -> LabelSet:
     content = _read_mapping(path)
     class_names, colors = _classes(content, path)
     ids = _ids(content, class_names, path)
+    if len(class_names) == 1:  # whatever a network says is right then: a loss of 0, an mIoU of 100 %
+        alone = f"classes: [background, {class_names[0]}]"
+        raise UserError(f"{path}: one class alone cannot be learnt: name what is not it as well, {alone}")
     return _build(content["name"], class_names, colors, ids)
 
 
@@ -300,7 +303,7 @@ def _classes(content: dict[str, Any], path: str | os.PathLike) -> tuple[tuple[st
     entries = content["classes"]
     if not isinstance(entries, list) or not 1 <= len(entries) < INVALID:
         kind = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
-        raise UserError(f"{path}: classes must be a list of 1 to {INVALID - 1} classes, not {kind}")
+        raise UserError(f"{path}: classes must be a list of 2 to {INVALID - 1} classes, not {kind}")
     entries = [entry if isinstance(entry, dict) else {"name": entry} for entry in entries]
     class_names: list[str] = []
     for index, entry in enumerate(entries):

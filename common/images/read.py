@@ -12,6 +12,7 @@ import os
 import struct
 import warnings
 import zlib
+from typing import IO
 
 from common.images.headers import MAX_PIXELS, ImageError, ImageHeader, parse_header
 
@@ -36,7 +37,10 @@ LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
 _PNG_GREY = 0
 _JPEG_END = b"\xff\xd9"
-_UPRIGHT = 1  # of a TIFF's orientations
+UPRIGHT = 1  # of EXIF's and a TIFF's orientations
+_EXIF_ORIENTATION = 274
+SMALLEST_SIDE = 32
+"""Smallest side in pixels of an image evaluated whole: the largest output stride of any network here."""
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -83,6 +87,26 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
             run from white, so that a viewer shows other values than are stored.
     """
     return decode_label(_read_bytes(path), path)
+
+
+def orientation(source: str | os.PathLike | IO[bytes]) -> int | None:
+    """The EXIF orientation of an image (1: upright, 3: upside down, 6 and 8: on a side ...), None where it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(source) as image:
+                return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # a damaged block of EXIF is none
+        return None
+
+
+def hardly_used_bits(data: bytes, path: str | os.PathLike) -> bool:
+    """Whether an image of 16 bits holds values of 14 bits or less alone, such as a camera's 12: the upper 8 count."""
+    header = parse_header(data, path)
+    if header.bit_depth != 16:
+        return False
+    values = _decode(data, cv2.IMREAD_UNCHANGED, path)
+    return values.dtype == np.uint16 and 255 < int(values.max()) < 2**14
 
 
 def decode_image(data: bytes, path: str | os.PathLike) -> np.ndarray:
@@ -176,7 +200,7 @@ def _not_turned(data: bytes, header: ImageHeader) -> bytes:
     """Returns the same image without a TIFF's orientation, which OpenCV applies whatever its flags say."""
     if header.kind != "tiff" or not header.data_start:
         return data
-    upright = struct.pack("<H" if data.startswith(b"II") else ">H", _UPRIGHT)
+    upright = struct.pack("<H" if data.startswith(b"II") else ">H", UPRIGHT)
     return data[: header.data_start] + upright + data[header.data_start + len(upright) :]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 import tempfile
@@ -14,7 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from common.images.read import ImageError, decode_image, read_size
+from common.images.read import (
+    SMALLEST_SIDE,
+    UPRIGHT,
+    ImageError,
+    decode_image,
+    hardly_used_bits,
+    orientation,
+    read_size,
+)
 from common.labels import IGNORE, INVALID, LabelSet
 from common.lists.list_file import Pair
 from common.lists.scan import LabelFacts, label_set_of_file, scan_label
@@ -58,6 +67,14 @@ ADVICE = {
 # These do not make a check fail.
 WARNINGS = {
     "image damaged": "decoded, but part of it is made up; copy or download it again",
+    "turned by EXIF": "viewers turn it as its EXIF orientation says, here the pixels are taken as stored; if the label "
+    "was drawn on the turned image, turn the pixels and take the tag out",
+    "16 bits, hardly used": "the upper 8 of 16 bits are taken, and its largest value is far below 65535: scale it, or "
+    "save 8 bits",
+    "small image": f"a side is below {SMALLEST_SIDE} pixels, which no network here evaluates whole; enlarge it or take "
+    "it out",
+    "class nowhere": "in no label of this list; a network cannot learn it, and its score is not a number",
+    "linked alone": "image or label is a link and its partner is not: if the link's target changes, they no longer fit",
     "label nearly all ignored": "more than 99 % of its pixels are ignored, it teaches nothing",
 }
 
@@ -109,12 +126,14 @@ class PairFacts(NamedTuple):
         reason: Why it cannot, or what its decoder complained about.
         digest: Of the image file's bytes; its size in bytes where only headers are read.
         label: The label's facts.
+        warnings: Keys of `WARNINGS` for what a reader should know of the image.
     """
 
     image_size: tuple[int, int] | None
     reason: str
     digest: bytes | int
     label: LabelFacts | None
+    warnings: tuple[str, ...] = ()
 
 
 def check_lists(
@@ -162,9 +181,11 @@ def look_at(pair: Pair, fast: bool) -> PairFacts:
         try:
             if fast:
                 size, digest = read_size(pair.image), os.path.getsize(pair.image)
+                warned = _image_warnings(pair.image, None)
             else:
                 data = pair.image.read_bytes()
                 size, digest = decode_image(data, pair.image).shape[:2], hashlib.blake2b(data, digest_size=16).digest()
+                warned = _image_warnings(pair.image, data)
         except ImageError as error:
             return PairFacts(None, error.reason, b"", label)
         except FileNotFoundError:
@@ -172,7 +193,17 @@ def look_at(pair: Pair, fast: bool) -> PairFacts:
         except OSError as error:
             return PairFacts(None, f"cannot be read ({error.strerror})", b"", label)
     complaint = next((line for line in words if "corrupt" in line.lower()), "")
-    return PairFacts(size, complaint, digest, label)
+    return PairFacts(size, complaint, digest, label, warned)
+
+
+def _image_warnings(path: Path, data: bytes | None) -> tuple[str, ...]:
+    """Keys of `WARNINGS` for one image; without its bytes only what its header says."""
+    found = []
+    if orientation(path if data is None else io.BytesIO(data)) not in (None, UPRIGHT):
+        found.append("turned by EXIF")
+    if data is not None and hardly_used_bits(data, path):
+        found.append("16 bits, hardly used")
+    return tuple(found)
 
 
 @contextmanager
@@ -199,6 +230,12 @@ def _check_pair(pair: Pair, fact: PairFacts, report: CheckReport, show: partial)
         found["image unreadable"].append(f"{show(pair.image)} ({fact.reason})")
     elif fact.reason:
         found["image damaged"].append(f"{show(pair.image)} ({fact.reason})")
+    for warning in fact.warnings:
+        found[warning].append(show(pair.image))
+    if fact.image_size and min(fact.image_size) < SMALLEST_SIDE:
+        found["small image"].append("{} ({}x{})".format(show(pair.image), *fact.image_size))
+    if pair.label is not None and pair.image.is_symlink() != pair.label.is_symlink():
+        found["linked alone"].append(show(pair.image if pair.image.is_symlink() else pair.label))
     if label is None:
         return
     name = show(pair.label)
@@ -245,7 +282,20 @@ def _check_values(
     if seen == _BINARY and labels.id_to_train[255] == IGNORE and labels.num_classes > 1:
         report.found["binary 0/255"] += [show(pair.label) for pair in counts if counts[pair][255]]
     for name, listed in lists.items():
+        _check_absent(name, [pair for pair in listed if pair in counts and pair in learnt], counts, labels, report)
         _check_ignored(name, [pair for pair in listed if pair in counts], counts, labels, report)
+
+
+def _check_absent(
+    name: str, pairs: list[Pair], counts: Mapping[Pair, np.ndarray], labels: LabelSet, report: CheckReport
+) -> None:
+    """Notes classes that occur in no label of a list."""
+    pixels = np.zeros(256, np.int64)
+    for pair in pairs:
+        np.add.at(pixels, label_set_of_file(pair.label, labels).id_to_train, counts[pair])
+    absent = [labels.class_names[i] for i in range(labels.num_classes) if not pixels[i]]
+    if pairs and absent:
+        report.found["class nowhere"].append(f"list {name}: {_few(absent)}")
 
 
 def _check_ignored(
@@ -321,6 +371,10 @@ def _split_of(list_name: str) -> str:
     if name.startswith(("trainval", "train++")):
         return "union"
     return next((split for split in ("train", "val", "test") if name.startswith(split)), name)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _values(counts: Iterator[np.ndarray]) -> set[int]:

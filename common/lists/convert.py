@@ -33,6 +33,7 @@ from common.lists.layouts import (
     find_root,
     label_kind,
     list_files,
+    refuse_second,
     sbd_folder,
     sbd_stems,
     voc_folder,
@@ -319,6 +320,9 @@ def _plan_custom(root: Path, classes: str | os.PathLike | None) -> list[Task]:
     labels = load_custom(classes)
     files = list_files(root / "labels", "**/*")
     targets = [(root / CUSTOM_ID_LABELS / path.relative_to(root / "labels")).with_suffix(".png") for path in files]
+    first: dict[Path, Path] = {}
+    for path, target in zip(files, targets, strict=True):
+        refuse_second(first.setdefault(target, path), path)
     return [Task(_ids_of_colors, path, labels, target) for path, target in zip(files, targets, strict=True)]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.cli import UserError, did_you_mean
+from common.cli import UserError, did_you_mean, shown
+from common.files import files_below
 from common.images.read import IMAGE_SUFFIXES
 from common.lists.list_file import Pair
 
@@ -163,10 +167,20 @@ def read_stems(path: Path) -> list[str]:
 
 
 def list_files(folder: Path, pattern: str = "*", suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Returns the files of a folder that match, sorted by path; none where there is no such folder."""
+    """Returns the files of a folder that match, sorted by path; none where there is no such folder.
+
+    Args:
+        folder: Where to look.
+        pattern: As `Path.glob` takes it; "**/*" is everything below, with linked folders (`files_below`). Nothing in a
+            hidden folder is taken.
+        suffixes: Which files.
+    """
     wanted = {suffix.lower() for suffix in suffixes}
-    files = (path for path in folder.glob(pattern) if path.suffix.lower() in wanted and not path.name.startswith("."))
-    return sorted(files, key=lambda path: path.as_posix())
+    if pattern == "**/*":
+        paths = files_below(folder) if folder.is_dir() else ()
+    else:
+        paths = (p for p in folder.glob(pattern) if not any(part[0] == "." for part in p.relative_to(folder).parts))
+    return sorted((path for path in paths if path.suffix.lower() in wanted), key=lambda path: path.as_posix())
 
 
 def cityscapes_label(image: Path, kind: str) -> Path:
@@ -341,15 +355,12 @@ def _find_custom(found: FoundPairs, _: str) -> None:
 
 
 def _find_csv(found: FoundPairs, table: Path) -> None:
-    """Reads rows of image,label or, with a header, also split; without a split the list has the CSV's name."""
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: not a UTF-8 CSV table ({error})") from error
+    """Reads rows of image,label or, with a header, also split; without a split the list has the CSV's name.
+
+    Excel's and pandas' tables are read as they are: UTF-8 with or without a mark, UTF-16, separated by commas,
+    semicolons or tabs, with columns besides.
+    """
+    rows = _csv_rows(table)
     columns = ["image", "label"]
     if rows and {"image", "label"} <= {name.strip().lower() for name in rows[0][1]}:
         columns = [name.strip().lower() for name in rows.pop(0)[1]]
@@ -357,21 +368,61 @@ def _find_csv(found: FoundPairs, table: Path) -> None:
         if len(row) != len(columns):
             raise UserError(f"{table}, line {number}: {len(row)} columns where {','.join(columns)} are expected")
         cell = {name: text.strip() for name, text in zip(columns, row, strict=True)}
+        empty = next((name for name in ("image", "label") if not cell[name]), None)
+        if empty is not None:
+            raise UserError(f"{table}, line {number}: no {empty}: fill the cell or take the line out")
         paths = [found.root / cell[name].replace("\\", "/") for name in ("image", "label")]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
             raise UserError(f"{table}, line {number}: {missing} is not there; paths are relative to {found.root}")
-        found.lists.setdefault(cell.get("split") or table.stem, []).append(Pair(*paths))
+        split = _split_name(cell["split"], f"{table}, line {number}") if cell.get("split") else table.stem
+        found.lists.setdefault(split, []).append(Pair(*paths))
     for pairs in found.lists.values():
         pairs.sort(key=lambda pair: pair.image.as_posix())
+
+
+def _csv_rows(table: Path) -> list[tuple[int, list[str]]]:
+    """The rows that hold anything, each with its line number."""
+    try:
+        data = table.read_bytes()
+    except OSError as error:
+        raise UserError(f"{table}: cannot be read ({error.strerror})") from error
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+        lines = text.splitlines()
+        named = lines and lines[0].lower().startswith("sep=") and len(lines[0].strip()) == 5  # Excel's own line
+        first = next((line for line in lines if line.strip()), "")
+        separator = lines[0][4] if named else max(",;\t", key=first.count)
+        rest = text.partition("\n")[2] if named else text
+        reader = csv.reader(io.StringIO(rest, newline=""), delimiter=separator)
+        return [(reader.line_num + bool(named), row) for row in reader if any(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: not a UTF-8 CSV table ({error}): save it as CSV in UTF-8") from error
+
+
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+_SPLITS |= {"test": "test", "testing": "test", "trainval": "trainval"}
+
+
+def _split_name(text: str, where: str) -> str:
+    """The list's name for a cell of the column "split": its usual spellings, or a plain name of one's own."""
+    if text.lower() in _SPLITS:
+        return _SPLITS[text.lower()]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text):
+        raise UserError(f"{where}: split {shown(text)} is not a plain name: use train, val, test or another word")
+    return text
 
 
 def _pair_folders(found: FoundPairs, split: str, images: Path, labels: Path, pattern: str = "*") -> None:
     """Pairs the files of two folders by their path without suffix."""
 
     def by_name(folder: Path) -> dict[str, Path]:
-        files = list_files(folder, pattern)
-        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+        files: dict[str, Path] = {}
+        for path in list_files(folder, pattern):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            refuse_second(files.setdefault(name, path), path)
+        return files
 
     image_files, label_files = by_name(images), by_name(labels)
     found.lists[split] = [Pair(path, label_files[name]) for name, path in image_files.items() if name in label_files]
@@ -383,11 +434,16 @@ def _pair_stems(
     found: FoundPairs, split: str, stems: Iterable[str], folders: Iterable[Path], label_of: Callable
 ) -> None:
     """Pairs the names of a data set's own list; an image is taken from the first of the folders that has it."""
-    image_of: dict[str, Path] = {}
+    stems, image_of = set(stems), {}
     for folder in folders:
-        image_of = {path.stem: path for path in list_files(folder)} | image_of
+        here: dict[str, Path] = {}
+        for path in list_files(folder):
+            first = here.setdefault(path.stem, path)
+            if path.stem in stems:
+                refuse_second(first, path)
+        image_of = here | image_of
     pairs, alone, orphans = [], [], []
-    for stem in sorted(set(stems)):
+    for stem in sorted(stems):
         image, label = image_of.get(stem), label_of(stem)
         if image is None:
             orphans.append(label)
@@ -398,6 +454,14 @@ def _pair_stems(
     found.lists[split] = pairs
     found.images_without_label += [path for path in alone if path not in found.images_without_label]
     found.labels_without_image += [path for path in orphans if path not in found.labels_without_image]
+
+
+def refuse_second(first: Path, path: Path) -> None:
+    """Raises UserError where two files have the name of one image or one label, which tells them apart by nothing."""
+    if first != path:
+        raise UserError(
+            f"{first} and {path.name} have one name: which of them is meant is not clear; remove one of them"
+        )
 
 
 def _need(root: Path, folder: str | Path, dataset: str) -> None:

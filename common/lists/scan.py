@@ -25,8 +25,8 @@ class LabelFacts(NamedTuple):
 
     Attributes:
         size: (height, width); None where the file cannot be read.
-        kind: "ids" for one 8-bit channel; "16-bit", "colour" or "grey as colour" where it is something else;
-            "unreadable".
+        kind: "ids" for one channel of values 0..255; "16-bit" (others), "colour" or "grey as colour" where
+            it is something else; "unreadable".
         counts: (256,) int64, pixels per value; None unless the kind is "ids".
         reason: Why the file is unreadable.
     """
@@ -47,8 +47,10 @@ def scan_label(path: Path) -> LabelFacts:
     if label.ndim == 3:
         equal = all(np.array_equal(label[..., 0], label[..., channel]) for channel in (1, 2))
         return LabelFacts(size, "grey as colour" if equal else "colour", None)
-    if label.dtype != np.uint8:
-        return LabelFacts(size, "16-bit", None)
+    if label.dtype != np.uint8:  # wider integers are read rightly as long as their values are those of 8 bits
+        if not np.issubdtype(label.dtype, np.integer) or label.min() < 0 or label.max() > 255:
+            return LabelFacts(size, "16-bit", None)
+        label = label.astype(np.uint8)
     return LabelFacts(size, "ids", count_values(label))
 
 

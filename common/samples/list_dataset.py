@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 from common.cli import UserError
 from common.dataset_list import make_lists, read_list
-from common.images.read import read_image, read_label
+from common.images.read import SMALLEST_SIDE, read_image, read_label
 from common.labels import LabelSet, label_set
 from common.toy_dataset import write_toy_dataset
 
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALLEST_SIDE = 32
-"""Pixels of an image that a network is asked to see whole: the stride of the deepest."""
 
 
 class Sample(NamedTuple):

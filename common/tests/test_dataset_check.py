@@ -18,8 +18,9 @@ from common.machine.parallel import parallel_map
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-SIZE = (24, 32)
+SIZE = (32, 40)
 
 
 def write(path: Path, array) -> Path:
@@ -54,6 +55,11 @@ def custom(root: Path, classes=3, train=3, val=2, values=None) -> Path:
 def check(root: Path, fast=False) -> CheckReport:
     lists = {path.stem: read_list(path, check_files=False) for path in sorted(root.glob("*.txt"))}
     return check_lists(lists, load_custom(root / "classes.yaml"), root, fast=fast)
+
+
+def besides(report: CheckReport) -> dict[str, list[str]]:
+    """What was found besides classes that occur nowhere."""
+    return {problem: files for problem, files in report.found.items() if problem != "class nowhere"}
 
 
 def test_a_good_data_set_has_no_problems(tmp_path, capsys):
@@ -92,7 +98,7 @@ def test_cityscapes_label_ids_under_their_own_name_are_right(tmp_path):
 
 def test_label_ids_in_a_custom_set_are_told_by_their_values(tmp_path):
     report = check(custom(tmp_path, classes=19, values=[0, 1, 3, 7, 8, 11, 17, 21, 23, 26, 33]))
-    assert list(report.found) == ["cityscapes labelIds"]
+    assert list(besides(report)) == ["cityscapes labelIds"]
 
 
 def test_binary_masks(tmp_path, capsys):
@@ -139,7 +145,7 @@ def test_other_label_mistakes(tmp_path, label, problem):
     custom(tmp_path)
     write(tmp_path / "labels/train/1.png", label)
     report = check(tmp_path)
-    assert list(report.found) == [problem]
+    assert list(besides(report)) == [problem]
     assert report.found[problem][0].startswith("labels/train/1.png")
     assert len(report.found[problem]) == 1
     assert not report.ok
@@ -161,10 +167,10 @@ def test_the_full_ade20k_release_is_recognised(tmp_path):
     assert main(["check", "ade20k", str(tmp_path)]) == 0
     pairs = read_list(tmp_path / "train.txt")
     write(pairs[0].label, ids(1, [0, 150, 151, 200]))
-    assert list(check_lists({"train": pairs}, label_set("ade20k"), tmp_path).found) == ["full ADE20K release"]
+    assert list(besides(check_lists({"train": pairs}, label_set("ade20k"), tmp_path))) == ["full ADE20K release"]
     seg = write(tmp_path / "annotations/training/1_seg.png", noise(3))
     report = check_lists({"train": [Pair(pairs[0].image, seg)]}, label_set("ade20k"), tmp_path)
-    assert list(report.found) == ["full ADE20K release"]
+    assert list(besides(report)) == ["full ADE20K release"]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -183,13 +189,13 @@ def test_damaged_files_and_sizes(tmp_path, fast, capfd):
     unreadable = ["images/train/2.jpg (the file is empty; copy it again)"]
     if not fast:
         unreadable.insert(0, "images/train/0.jpg (truncated: the file ends before its image does; copy it again)")
-    assert report.found == {
+    assert besides(report) == {
         "image unreadable": unreadable,
         "label unreadable": [
             "labels/train/1.png (truncated: the file ends before its image does; copy it again)",
             "labels/train/3.png (there is no such file)",
         ],
-        "sizes differ": ["images/train/4.jpg and its label (24x32 and 32x24)"],
+        "sizes differ": ["images/train/4.jpg and its label (32x40 and 32x24)"],
     }
     assert capfd.readouterr().err == ""  # the decoders' own complaints do not reach the terminal
 
@@ -202,7 +208,7 @@ def test_a_repaired_jpeg_is_a_warning(tmp_path, capfd):
     middle = len(data) // 2
     image.write_bytes(data[:middle] + bytes(300) + data[middle + 300 :])
     report = check(tmp_path)
-    assert list(report.found) == ["image damaged"]
+    assert list(besides(report)) == ["image damaged"]
     assert "images/train/0.jpg (Corrupt JPEG data" in report.found["image damaged"][0]
     assert report.ok
     assert "image damaged (a warning): " in report.table()
@@ -223,18 +229,18 @@ def test_an_image_in_train_and_val(tmp_path, fast):
     custom(tmp_path)  # 0.jpg and 1.jpg are in both splits with different content: no problem
     assert check(tmp_path, fast).ok
     shutil.copy(tmp_path / "images/train/1.jpg", tmp_path / "images/val/1.jpg")
-    found = check(tmp_path, fast).found
+    found = besides(check(tmp_path, fast))
     assert found == {"in two splits": ["images/val/1.jpg (val) = images/train/1.jpg (train)"]}
 
 
 def test_the_same_image_under_another_name_and_the_same_line(tmp_path):
     custom(tmp_path)
     shutil.copy(tmp_path / "images/train/2.jpg", tmp_path / "images/val/0.jpg")
-    assert list(check(tmp_path).found) == ["in two splits"]
+    assert list(besides(check(tmp_path))) == ["in two splits"]
     custom(tmp_path)
     train, val = (tmp_path / "train.txt"), (tmp_path / "val.txt")
     train.write_text(train.read_text() + train.read_text().splitlines()[0] + "\n" + val.read_text())
-    assert check(tmp_path).found == {
+    assert besides(check(tmp_path)) == {
         "listed twice": ["images/train/0.jpg in train"],
         "in two splits": [f"images/val/{n}.jpg (val) = images/val/{n}.jpg (train)" for n in (0, 1)],
     }
@@ -256,7 +262,7 @@ def test_nothing_learnable(tmp_path):
     custom(tmp_path)
     write(tmp_path / "labels/train/1.png", np.full(SIZE, 255, np.uint8))
     report = check(tmp_path)
-    assert report.found == {"label nearly all ignored": ["labels/train/1.png"]}
+    assert besides(report) == {"label nearly all ignored": ["labels/train/1.png"]}
     assert report.ok
 
 
@@ -267,7 +273,7 @@ def test_many_files_are_checked_in_processes(tmp_path, monkeypatch):
     broken.write_bytes(broken.read_bytes()[:30])
     report = check(tmp_path)
     assert report.num_labels == 72
-    assert list(report.found) == ["label unreadable"]
+    assert list(besides(report)) == ["label unreadable"]
     assert len(set(parallel_map(process_of, range(70), "test")) - {os.getpid()}) >= 1
 
 
@@ -378,3 +384,69 @@ def test_stats_refuses_what_it_cannot_count(tmp_path):
         main(["stats", "custom", str(tmp_path)])
     with pytest.raises(UserError, match="names no labels"):
         label_stats([Pair(tmp_path / "a.png", None)], label_set("lip"))
+
+
+# -- what check finds of images and classes ----------------------------------------------------------------------------
+
+
+def exif_image(path, turn):
+    exif = Image.Exif()
+    exif[0x112] = turn
+    Image.fromarray(noise(0)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_an_image_that_viewers_turn_is_a_warning(turn, fast, tmp_path):
+    custom(tmp_path)
+    exif_image(tmp_path / "images/train/0.jpg", turn)
+    report = check(tmp_path, fast)
+    assert report.found == ({} if turn == 1 else {"turned by EXIF": ["images/train/0.jpg"]})
+    assert report.ok
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("factor, warned", [(16, True), (257, False)])
+def test_twelve_bits_in_sixteen_are_a_warning(factor, warned, suffix, tmp_path):
+    custom(tmp_path)
+    (tmp_path / "images/train/0.jpg").unlink()
+    write(tmp_path / f"images/train/0{suffix}", noise(0).astype(np.uint16) * factor)
+    make_lists("custom", tmp_path, overwrite=True)
+    expected = {"16 bits, hardly used": [f"images/train/0{suffix}"]} if warned else {}
+    assert check(tmp_path).found == expected
+
+
+def test_an_image_smaller_than_networks_take_is_a_warning(tmp_path):
+    custom(tmp_path)
+    write(tmp_path / "images/val/1.jpg", noise(0, (31, 600)))
+    write(tmp_path / "labels/val/1.png", ids(0, range(3), (31, 600)))
+    assert check(tmp_path).found == {"small image": ["images/val/1.jpg (31x600)"]}
+
+
+def test_classes_in_no_label_of_a_list_are_named(tmp_path):
+    custom(tmp_path, classes=9, values=[0, 8])
+    write(tmp_path / "labels/val/0.png", ids(0, range(9)))
+    assert check(tmp_path).found == {
+        "class nowhere": ["list train: class1, class2, class3, class4, class5, class6 and 1 more"]
+    }
+
+
+def test_a_link_whose_partner_is_none_is_a_warning(tmp_path):
+    custom(tmp_path)
+    elsewhere = tmp_path / "elsewhere.jpg"
+    shutil.move(tmp_path / "images/train/0.jpg", elsewhere)
+    (tmp_path / "images/train/0.jpg").symlink_to(elsewhere)
+    assert check(tmp_path).found == {"linked alone": ["images/train/0.jpg"]}
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_wide_labels_with_narrow_values_are_no_mistake(dtype, tmp_path):
+    custom(tmp_path)
+    label = ids(0, range(3)).astype(dtype)
+    (tmp_path / "labels/train/0.png").unlink()
+    Image.fromarray(label).save(tmp_path / "labels/train/0.tif")
+    make_lists("custom", tmp_path, overwrite=True)
+    assert check(tmp_path).found == {}
+    assert scan_label(tmp_path / "labels/train/0.tif").counts.sum() == label.size
+    Image.fromarray(label + dtype(300)).save(tmp_path / "labels/train/0.tif")
+    assert "16-bit label" in check(tmp_path).found

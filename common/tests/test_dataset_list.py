@@ -17,6 +17,7 @@ from common.lists.list_file import Pair, format_list
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 NAMES = ["a b.png", "a,b.png", "weed (272).png", "街道 图.png", "plain.png", 'q"uote.png']
 
@@ -505,3 +506,90 @@ def test_every_toy_layout_is_listed_and_passes_the_check(tmp_path, layout):
     assert {name.removesuffix("_aug") for name in made.files} >= {"train", "test" if layout == "sbu" else "val"}
     assert main(["check", layout, str(tmp_path)]) == 0
     assert main(["stats", layout, str(tmp_path)]) == 0
+
+
+# -- what file systems and tables of users hold ------------------------------------------------------------------------
+
+
+def small_custom(root, names=("a", "b")):
+    for name in names:
+        for folder in ("images", "labels"):
+            path = root / folder / "train" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    (root / "classes.yaml").write_text("name: mine\nclasses: [one, two]\n")
+    return root
+
+
+def test_hidden_files_and_folders_are_no_pairs(tmp_path):
+    small_custom(tmp_path, ("a", "sub/b", ".ipynb_checkpoints/a", "sub/.cache/c", "._a"))
+    found = find_pairs("custom", tmp_path)
+    images = [pair.image.relative_to(tmp_path).as_posix() for pair in found.lists["train"]]
+    assert images == ["images/train/a.png", "images/train/sub/b.png"]
+    hidden = tmp_path / ".hidden_root"  # of the root itself a dot says nothing
+    assert len(find_pairs("custom", small_custom(hidden)).lists["train"]) == 2
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    small_custom(tmp_path / "elsewhere", ("c", "d"))
+    root = small_custom(tmp_path / "set")
+    for folder in ("images", "labels"):
+        (root / folder / "train/more").symlink_to(tmp_path / "elsewhere" / folder / "train")
+        (root / folder / "train/loop").symlink_to(root / folder)
+        (root / folder / "train/itself").symlink_to(root / folder / "train/itself")
+    found = find_pairs("custom", root)
+    images = [pair.image.relative_to(root).as_posix() for pair in found.lists["train"]]
+    assert images == ["images/train/a.png", "images/train/b.png", "images/train/more/c.png", "images/train/more/d.png"]
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_two_files_of_one_name_are_refused(folder, tmp_path):
+    small_custom(tmp_path)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / folder / "train/a.tif")
+    with pytest.raises(UserError, match=rf"{folder}/train/a\.png and a\.tif have one name: .* remove one"):
+        find_pairs("custom", tmp_path)
+
+
+TABLES = {
+    "plain": ("image,label,split\nimages/train/a.png,labels/train/a.png,{}\n", "utf-8"),
+    "excel": ("image;label;split\r\nimages\\train\\a.png;labels\\train\\a.png;{}\r\n", "utf-8-sig"),
+    "excel sep": ("sep=;\r\nimage;label;split\r\nimages/train/a.png;labels/train/a.png;{}\r\n", "utf-8-sig"),
+    "excel unicode": ("image\tlabel\tsplit\r\nimages/train/a.png\tlabels/train/a.png\t{}\r\n", "utf-16"),
+    "pandas": (",image,label,width,split\n0,images/train/a.png,labels/train/a.png,8,{}\n", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(
+    "written, name",
+    [
+        ("train", "train"),
+        ("Train", "train"),
+        ("validation", "val"),
+        ("VALID", "val"),
+        ("testing", "test"),
+        ("fold_1", "fold_1"),
+    ],
+)
+def test_tables_of_excel_and_pandas(kind, written, name, tmp_path):
+    small_custom(tmp_path)
+    text, encoding = TABLES[kind]
+    (tmp_path / "pairs.csv").write_bytes(text.format(written).encode(encoding))
+    found = find_pairs("custom", tmp_path, csv_file=tmp_path / "pairs.csv")
+    assert {split: len(pairs) for split, pairs in found.lists.items()} == {name: 1}
+
+
+@pytest.mark.parametrize("split", ["../../evil", "/tmp/evil", "a/b", "..", "tr ain"])
+def test_a_split_that_is_a_path_is_refused(split, tmp_path):
+    small_custom(tmp_path)
+    (tmp_path / "pairs.csv").write_text(f"image,label,split\nimages/train/a.png,labels/train/a.png,{split}\n")
+    with pytest.raises(UserError, match=r"pairs\.csv, line 2: split .* is not a plain name: use train, val, test"):
+        make_lists("custom", tmp_path, csv_file=tmp_path / "pairs.csv")
+    assert not list(tmp_path.parent.glob("evil*"))
+
+
+def test_an_empty_cell_of_a_table_is_named(tmp_path):
+    small_custom(tmp_path)
+    (tmp_path / "pairs.csv").write_text("image,label,split\nimages/train/a.png,,train\n")
+    with pytest.raises(UserError, match=r"pairs\.csv, line 2: no label: fill the cell"):
+        find_pairs("custom", tmp_path, csv_file=tmp_path / "pairs.csv")

@@ -289,8 +289,8 @@ def test_custom_with_names_alone_and_a_background(tmp_path):
         ("classes: [car]", "the key 'name' is missing"),
         ("name: a", "the key 'classes' is missing"),
         ("name: a\nclasses: [car]\nignored: 3", "unknown key 'ignored': did you mean 'ignore'"),
-        ("name: a\nclasses: car", "classes must be a list of 1 to 253 classes, not str 'car'"),
-        ("name: a\nclasses: []", "classes must be a list of 1 to 253 classes, not 0 of them"),
+        ("name: a\nclasses: car", "classes must be a list of 2 to 253 classes, not str 'car'"),
+        ("name: a\nclasses: []", "classes must be a list of 2 to 253 classes, not 0 of them"),
         ("name: 7\nclasses: [car]", "name must be text, not int 7"),
         ("name:\nclasses: [car]", "name must be text, not nothing"),
         ("name: a\nclasses: [car, no]", r"classes\[1\]: name must be text, not bool False; put it in quotes"),
@@ -323,3 +323,10 @@ def test_custom_mistakes_name_file_and_key_in_one_line(tmp_path, text, message):
 def test_custom_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml: cannot be read"):
         load_custom(tmp_path / "nowhere.yaml")
+
+
+def test_one_class_alone_is_refused_with_the_way_to_go(tmp_path):
+    path = tmp_path / "classes.yaml"
+    path.write_text("name: cracks\nclasses: [crack]\nids: {0: 255, 1: 0}\n")
+    with pytest.raises(UserError, match=r"classes\.yaml: one class alone .* classes: \[background, crack\]"):
+        load_custom(path)
