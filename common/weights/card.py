@@ -9,6 +9,7 @@ from pathlib import Path
 from common.cli import UserError
 from common.config.strict_yaml import load_yaml
 from common.files import sha256_of
+from common.weights.package import package_of
 
 CLOSE = 1e-4  # 0.485 and 0.4850 are one mean; 0.485 and 0.5 are not
 
@@ -31,6 +32,10 @@ def require_same_input(weights: str | os.PathLike, mean: tuple[float, ...], std:
     Raises:
         UserError: The card names another mean, std or sha256, or cannot be read.
     """
+    package = package_of(weights)
+    if package is not None:
+        require_same_statistics(package.requirement, (package.mean, package.std), (mean, std))
+        return
     both_kinds = Path(weights).with_suffix("")  # `--out resnet50` writes two weight files and one card
     card = next((card for card in map(card_of, (weights, both_kinds)) if card.is_file()), None)
     if card is None:

@@ -28,7 +28,7 @@ class ModelConfig:
 
     name: str  # a key of models.MODELS
     backbone: str | None  # null: the network's default, or none where the network has no separate one
-    backbone_weights: str | None = None  # a local file of ImageNet weights; null: random weights
+    backbone_weights: str | None = None  # ImageNet's: a local file, or "package" (of pip); null: random
     output_stride: int | None = None  # of the backbone's last features; null: the network's own
     finetune: str | None = None  # a checkpoint of train.py to start from, of these or other classes; null: none
 

@@ -51,6 +51,7 @@ from common.run_log import print_scores
 from common.runs.reading import TABLE_HEADER, read_run, table_row
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
+from common.weights.package import weight_file
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ class Trainer:
         model, data = self.config.model, self.config.data
         if model.backbone_weights is None or self.plan.checkpoint is not None:
             return
-        require_same_input(model.backbone_weights, data.mean, data.std)
+        require_same_input(weight_file(model.backbone_weights, model.backbone), data.mean, data.std)
         if model.backbone == "xception65" and data.mean == IMAGENET_MEAN:
             processes.say(
                 "warning: the published weights of xception65 expect images of mean and std 0.5: for them set "

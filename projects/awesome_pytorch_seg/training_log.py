@@ -10,6 +10,7 @@ from common.config.typed import config_to_text
 from common.run_log import Evaluation, RunLog
 from common.runs.environment import RunEnvironment
 from common.samples.list_dataset import ListDataset
+from common.weights.package import weight_file
 
 import torch
 from torch import nn
@@ -78,6 +79,7 @@ def describe_run(
 ) -> RunEnvironment:
     """What env.json says of a run that starts or goes on at `step`."""
     config, log, resumed = plan.config, RunLog(plan.folder), plan.checkpoint is not None
+    weights = None if resumed else weight_file(config.model.backbone_weights, config.model.backbone)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return RunEnvironment.here(
         ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
@@ -93,6 +95,6 @@ def describe_run(
         device=parameters[0].device.type,
         torch_threads=torch.get_num_threads(),
         trainable_parameters=sum(parameter.numel() for parameter in parameters),
-        **log.start_digests(resumed, backbone_weights=config.model.backbone_weights, finetune=config.model.finetune),
+        **log.start_digests(resumed, backbone_weights=weights, finetune=config.model.finetune),
         resumed_at_step=step,
     )

@@ -30,7 +30,7 @@ class ModelConfig:
     name: str = key("network", "the original")
     backbone: str | None = key("its backbone; null: the network's own default", "papers")
     backbone_weights: str | None = key(
-        "local ImageNet weights of the backbone, .safetensors or .pth; null: random weights"
+        "ImageNet weights of the backbone: a file (.safetensors, .pth), or package (of pip); null: random weights"
     )
     finetune: str | None = key(
         "start from a checkpoint of train.py, of these or other classes; null: not", default=None

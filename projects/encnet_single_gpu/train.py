@@ -29,6 +29,7 @@ from common.runs.environment import RunEnvironment
 from common.runs.reading import TABLE_HEADER, read_run, table_row
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
+from common.weights.package import weight_file
 from encnet_single_gpu.checkpoint import (
     TrainState,
     load_average,
@@ -76,8 +77,9 @@ class Trainer:
         if config.model.backbone_weights and plan.checkpoint is None:
             if not hasattr(model, "backbone"):
                 raise UserError(f"{config.model.name} has no backbone: leave --backbone-weights out")
-            require_same_input(config.model.backbone_weights, config.data.mean, config.data.std)
-            load_backbone(model.backbone, config.model.backbone_weights)
+            weights = weight_file(config.model.backbone_weights, config.model.backbone)
+            require_same_input(weights, config.data.mean, config.data.std)
+            load_backbone(model.backbone, weights)
         if config.model.finetune and plan.checkpoint is None:
             data, names = config.data, self.labels.class_names
             print(load_for_finetune(config.model.finetune, model, names, data.mean, data.std), flush=True)
@@ -243,6 +245,7 @@ class Trainer:
     def _start_log(self) -> None:
         self.log.trim(self.step)
         model, resumed = self.config.model, self.plan.checkpoint is not None
+        weights = None if resumed else weight_file(model.backbone_weights, model.backbone)
         env = RunEnvironment.here(
             ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
             project="encnet_single_gpu",
@@ -257,7 +260,7 @@ class Trainer:
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             torch_threads=torch.get_num_threads(),
             trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            **self.log.start_digests(resumed, backbone_weights=model.backbone_weights, finetune=model.finetune),
+            **self.log.start_digests(resumed, backbone_weights=weights, finetune=model.finetune),
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)

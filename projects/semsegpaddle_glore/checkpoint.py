@@ -19,8 +19,10 @@ from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
+from common.weights.package import package_of, read_package
 from common.weights.pdparams import read_pdparams
 from semsegpaddle_glore.config import Config
+from semsegpaddle_glore.models.backbones.efficientnet_lite import from_torch_names
 
 import numpy as np
 import paddle
@@ -129,7 +131,7 @@ def load_optimizer(path: str | os.PathLike, model: nn.Layer, optimizer: paddle.o
 
 
 def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
-    """Fills the backbone from a weight file (.safetensors or .pdparams), all of it or an error.
+    """Fills the backbone from a weight file (.safetensors, .pdparams, a pip package's), all of it or an error.
 
     Keys may carry the prefix "backbone." (a whole classifier or network); other parts of the file are left out.
 
@@ -137,7 +139,12 @@ def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
         UserError: The file cannot be read, or lacks a tensor of the backbone.
     """
     path = Path(path)
-    tensors = read_pdparams(path) if path.suffix == ".pdparams" else read_tensors(path)
+    if package_of(path) is not None:
+        tensors = from_torch_names(read_package(path))
+    elif path.suffix == ".pdparams":
+        tensors = read_pdparams(path)
+    else:
+        tensors = read_tensors(path)
     tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
     wanted = backbone.state_dict()
     prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""

@@ -20,7 +20,7 @@ from semsegpaddle_glore import original_keys
 from semsegpaddle_glore.protocol import SMALLEST_INPUT, EvalProtocol
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-TRAIN_IMAGES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "toy": 200}
+TRAIN_IMAGES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "camvid": 367, "toy": 200}
 """Images of the training sets, to turn epochs into iterations."""
 
 
@@ -30,17 +30,19 @@ class ModelConfig:
 
     name: Literal["pspnet", "deeplabv3", "glore", "ginet"]  # the decode head
     backbone: str  # a name of models.backbones.backbone_names()
-    backbone_weights: str | None  # ImageNet weights of the backbone (.safetensors or .pdparams); null = random
+    backbone_weights: str | None  # ImageNet's: .safetensors, .pdparams, or "package" (of pip); null = random
     output_stride: int | None  # 8, 16 or 32: dilation in place of stride; null = the default of build_model
     multi_grid: tuple[int, int, int] | None  # dilation factors of the last ResNet stage's blocks; null = none
     word_embeddings: str | None  # of ginet: a file of word vectors in GloVe's text format, see word_vectors_file()
     first_block_dilated: bool = False  # true as the original: of a stage that has dilation in place of stride
     head_norm_momentum: float = 0.9  # 0.99 as the original: what the heads' running statistics keep of themselves
+    pyramid_channels: int | None = None  # of each grid of pspnet; null = 512 as the original
     finetune: str | None = None  # a checkpoint of train.py, of these or other classes, to start from; null = not
 
     def __post_init__(self) -> None:
         _require(self.output_stride in (None, 4, 8, 16, 32), "output_stride", "8, 16, 32, 4 (HRNet) or null")
         _require(self.multi_grid is None or min(self.multi_grid) >= 1, "multi_grid", "three factors of 1 or more")
+        _require(self.pyramid_channels is None or self.pyramid_channels >= 1, "pyramid_channels", "1 or more, or null")
         _require(0 <= self.head_norm_momentum < 1, "head_norm_momentum", "in [0, 1)")
         if self.name == "ginet" and self.word_embeddings is None:
             raise UserError("word_embeddings is missing: ginet needs word vectors, a file such as glove.6B.300d.txt")
@@ -75,6 +77,7 @@ class AugmentConfig:
     flip_probability: float
     crop_size: tuple[int, int]  # smaller images are padded: black, and ignored in the label
     blur_probability: float  # Gaussian, standard deviation U(0, 1] pixel
+    sampling: Literal["whole", "window"] = "whole"  # window: as awesome_pytorch_seg samples, see data/transforms.py
 
     def __post_init__(self) -> None:
         _require(self.base_size >= 1, "base_size", "1 or more")
@@ -91,15 +94,18 @@ class LossConfig:
 
     aux_weight: float  # 0 = no auxiliary head is built
     sc_weight: float  # of ginet: the semantic context loss, on the presence of classes
+    class_weights: tuple[float, ...] | None = None  # of the cross entropies, by train id; null = all alike
 
     def __post_init__(self) -> None:
+        least = min(self.class_weights or (0,)) if self.class_weights != () else -1
+        _require(least >= 0, "class_weights", "a weight of 0 or more for each class")
         _require(self.aux_weight >= 0, "aux_weight", "0 or more")
         _require(self.sc_weight >= 0, "sc_weight", "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD as the original, or AdamW; warm-up, then poly."""
+    """SGD as the original, or AdamW; warm-up, then poly or the fall of one-cycle."""
 
     name: Literal["sgd", "adamw"]
     learning_rate: float
@@ -113,6 +119,7 @@ class OptimizerConfig:
     power: float
     decay_head_norm: bool = True  # false as the original: its heads' BN weights and biases do not decay
     warmup: Literal["exponential", "linear"] = "exponential"  # linear as the original: from 0, without warmup_start_lr
+    schedule: Literal["poly", "one_cycle"] = "poly"  # one_cycle: up and down along half a cosine, see lr_schedule.py
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate", "positive")

@@ -37,6 +37,7 @@ def build_network(
         aux=config.loss.aux_weight > 0,
         first_block_dilated=config.model.first_block_dilated,
         head_norm_momentum=config.model.head_norm_momentum,
+        pyramid_channels=config.model.pyramid_channels,
     )
 
 

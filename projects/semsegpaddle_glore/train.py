@@ -29,6 +29,7 @@ from common.runs.environment import RunEnvironment
 from common.runs.reading import TABLE_HEADER, read_run, table_row
 from common.samples.stream import BatchLoader, ValidPixels
 from common.weights.card import require_same_input
+from common.weights.package import weight_file
 from semsegpaddle_glore.checkpoint import (
     TrainState,
     load_backbone,
@@ -76,8 +77,9 @@ class Trainer:
         paddle.seed(train.seed)
         model = build_network(config, self.labels.class_names, plan.checkpoint)
         if config.model.backbone_weights and plan.checkpoint is None:
-            require_same_input(config.model.backbone_weights, self.data.mean, self.data.std)
-            load_backbone(config.model.backbone_weights, model.backbone)
+            weights = weight_file(config.model.backbone_weights, config.model.backbone)
+            require_same_input(weights, self.data.mean, self.data.std)
+            load_backbone(weights, model.backbone)
         if config.model.finetune and plan.checkpoint is None:
             weights, names = config.model.finetune, self.labels.class_names
             say(load_for_finetune(weights, model, names, self.data.mean, self.data.std))
@@ -171,6 +173,7 @@ class Trainer:
     def _start_log(self) -> None:
         self.log.trim(self.step)
         model, resumed = self.config.model, self.plan.checkpoint is not None
+        weights = None if resumed else weight_file(model.backbone_weights, model.backbone)
         env = RunEnvironment.here(
             ("paddlepaddle", "paddlepaddle-gpu", "numpy", "opencv-python-headless"),
             project="semsegpaddle_glore",
@@ -185,7 +188,7 @@ class Trainer:
             device=paddle.device.get_device(),
             precision=self.updater.amp or "fp32",
             trainable_parameters=sum(p.size for p in self.model.parameters() if not p.stop_gradient),
-            **self.log.start_digests(resumed, backbone_weights=model.backbone_weights, finetune=model.finetune),
+            **self.log.start_digests(resumed, backbone_weights=weights, finetune=model.finetune),
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)

@@ -8,7 +8,7 @@ from typing import Any
 
 from semsegpaddle_glore.checkpoint import float32_weights
 from semsegpaddle_glore.devices import on_gpu
-from semsegpaddle_glore.losses import Normalisers, SegmentationLoss, count
+from semsegpaddle_glore.losses import Normalisers, SegmentationLoss
 from semsegpaddle_glore.models import Segmentor
 
 import numpy as np
@@ -105,7 +105,7 @@ class Updater:
 
     def _counts_of_the_batch(self, label: np.ndarray) -> Normalisers:
         """Of the whole batch, over its number of processes: Paddle averages their gradients, and so adds them up."""
-        counts = count(label)
+        counts = self.loss.count(label)
         if dist.get_world_size() == 1:
             return counts
         total = paddle.to_tensor(counts, dtype="float64")

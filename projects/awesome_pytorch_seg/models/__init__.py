@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-from awesome_pytorch_seg.models.backbones import DENSENETS, RESNETS, VGGS
+from awesome_pytorch_seg.models.backbones import DENSENETS, LITES, RESNETS, VGGS
 from awesome_pytorch_seg.models.bisenet import BiSeNet
 from awesome_pytorch_seg.models.danet import DANet
 from awesome_pytorch_seg.models.deeplabv3 import DeepLabV3
@@ -54,9 +54,9 @@ MODELS = {
     "fcn16s": ModelEntry(partial(FCN, stride=16), VGGS),
     "fcn8s": ModelEntry(partial(FCN, stride=8), VGGS),
     "enet": ModelEntry(ENet),
-    "pspnet": ModelEntry(PSPNet, DILATED_RESNETS, (8, 16, 32)),
+    "pspnet": ModelEntry(PSPNet, (*DILATED_RESNETS, *LITES), (8, 16, 32)),
     "icnet": ModelEntry(ICNet, ("resnet50_half", *BOTTLENECK_RESNETS)),
-    "deeplabv3": ModelEntry(DeepLabV3, (*DILATED_RESNETS, "xception65"), (8, 16)),
+    "deeplabv3": ModelEntry(DeepLabV3, (*DILATED_RESNETS, "xception65", *LITES), (8, 16)),
     "denseaspp": ModelEntry(DenseASPP, DENSENETS, (8, 16)),
     "encnet": ModelEntry(EncNet, DILATED_RESNETS, (8, 16, 32)),
     "bisenet": ModelEntry(BiSeNet, ("resnet18", "resnet50", "resnet101")),

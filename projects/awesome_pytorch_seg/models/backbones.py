@@ -2,7 +2,8 @@
 
 Names: `resnet50` has the 7x7 stem of torchvision's weight files; `resnet50s` has the stem of three 3x3 convolutions
 (64, 64, 128) that PSPNet, EncNet, OCNet and the original of this project use; `resnet50_half` is the latter with half
-of all channels, ICNet's. `xception65` is DeepLab's aligned Xception.
+of all channels, ICNet's. `xception65` is DeepLab's aligned Xception. `efficientnet_lite0` is timm's
+`tf_efficientnet_lite0`, padded as TensorFlow pads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.cli import UserError, did_you_mean
+from common.weights.package import weight_file, with_timm_names
 from common.weights.wrappers import plain_names, unwrap
 
 import safetensors
@@ -24,7 +26,8 @@ from torchvision.models import vgg
 RESNETS = ("resnet18", "resnet50", "resnet101", "resnet152", "resnet50s", "resnet101s", "resnet152s")
 DENSENETS = ("densenet121", "densenet161", "densenet169", "densenet201")
 VGGS = ("vgg16", "vgg16_bn")
-BACKBONES = (*RESNETS, "resnet50_half", *DENSENETS, *VGGS, "xception65")
+LITES = ("efficientnet_lite0",)
+BACKBONES = (*RESNETS, "resnet50_half", *DENSENETS, *VGGS, "xception65", *LITES)
 STAGE_STRIDES = (4, 8, 16, 32)
 # What a file of ImageNet weights holds for the classifier, which is not built here.
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.")
@@ -41,7 +44,7 @@ class Backbone(nn.Module):
         output_stride: 8, 16 or 32. Below 32 the last stages keep their size and their convolutions are dilated so that
             each sees what it saw.
         weights: A local file of ImageNet weights, as timm or torchvision publish them for that name
-            (`.safetensors`, `.pth`, `.bin`); None starts from random weights.
+            (`.safetensors`, `.pth`, `.bin`), or "package" for those of a pip package; None starts from random weights.
 
     Attributes:
         stem: What precedes the stages.
@@ -61,7 +64,7 @@ class Backbone(nn.Module):
             raise UserError(f"output stride {output_stride} of backbone '{name}': use 8, 16 or 32")
         network = _library_network(name, output_stride)
         if weights is not None:
-            load_imagenet_weights(network, weights)
+            load_imagenet_weights(network, weight_file(weights, name))
         stem, stages, self.channels = _cut(name, network)
         self.stem = stem
         self.stages = nn.ModuleList(stages)
@@ -133,7 +136,7 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: holds more than named tensors: give a file of weights alone")
     names = plain_names(tensors, path)
     # torchvision's DenseNet files name layers "norm.1" where its code of today says "norm1".
-    return {_without_inner_dot(names[name]): value for name, value in tensors.items()}
+    return with_timm_names({_without_inner_dot(names[name]): value for name, value in tensors.items()})
 
 
 def _is_plain_tensor(value: object) -> bool:
@@ -157,6 +160,8 @@ def _library_network(name: str, output_stride: int) -> nn.Module:
         return timm.create_model(name, num_classes=0, output_stride=output_stride, zero_init_last=False)
     if name == "xception65":
         return timm.create_model(name, num_classes=0, output_stride=output_stride)
+    if name in LITES:
+        return timm.create_model(f"tf_{name}", num_classes=0, output_stride=output_stride)
     if name in VGGS:
         network = _vgg_without_classifier(name)
     else:
@@ -203,6 +208,10 @@ def _cut(name: str, network: nn.Module) -> tuple[nn.Module, list[nn.Module], tup
         blocks = network.blocks
         stages = [blocks[:1], blocks[1:2], blocks[2:19], blocks[19:]]
         return network.stem, stages, tuple(stage[-1].out_channels for stage in stages)
+    if name in LITES:
+        blocks = network.blocks
+        stages = [blocks[:2], blocks[2:3], blocks[3:5], blocks[5:]]
+        return nn.Sequential(network.conv_stem, network.bn1), stages, (24, 40, 112, 320)
     stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool)
     stages = [network.layer1, network.layer2, network.layer3, network.layer4]
     return stem, stages, tuple(info["num_chs"] for info in network.feature_info[1:])

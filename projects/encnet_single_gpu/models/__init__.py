@@ -8,6 +8,7 @@ from common.cli import UserError, did_you_mean
 from encnet_single_gpu.models.backbones import RESNETS, ResNet
 from encnet_single_gpu.models.deeplabv3 import DeepLabV3Head
 from encnet_single_gpu.models.deeplabv3plus import DeepLabV3PlusHead
+from encnet_single_gpu.models.efficientnet_lite import LITES, EfficientNetLite
 from encnet_single_gpu.models.encnet import EncHead
 from encnet_single_gpu.models.fcn import FCNHead
 from encnet_single_gpu.models.fpn import FPNHead
@@ -56,7 +57,7 @@ def backbone_names(name: str) -> tuple[str, ...]:
     """The backbones that a network can have; none if it has no separate one."""
     if name in MIRRORED:
         return MIRRORED[name][1]
-    return () if name in WHOLE else tuple(RESNETS)
+    return () if name in WHOLE else (*RESNETS, *LITES)
 
 
 def build_model(name: str, backbone: str | None = None, num_classes: int = 150) -> nn.Module:
@@ -77,7 +78,8 @@ def build_model(name: str, backbone: str | None = None, num_classes: int = 150) 
     """
     if name in HEADS:
         head, output_stride, aux = HEADS[name]
-        network = ResNet(backbone or "resnet50", output_stride)
+        backbone = backbone or "resnet50"
+        network = (EfficientNetLite if backbone in LITES else ResNet)(backbone, output_stride)
         aux_head = FCNHead(network.out_channels[:-1], num_classes) if aux else None
         return Segmentor(network, head(network.out_channels, num_classes), aux_head)
     if name in MIRRORED:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from common.cli import UserError, did_you_mean
+from common.weights.package import with_timm_names
 from common.weights.wrappers import plain_names, unwrap
 
 import safetensors.torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 WIDTHS = (64, 128, 256, 512)
-CLASSIFIERS = ("fc.", "classifier.")
+CLASSIFIERS = ("fc.", "classifier.", "conv_head.", "bn2.")  # the last two in front of EfficientNet's
 
 
 class BasicBlock(nn.Module):
@@ -174,7 +175,7 @@ def _read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not is_plain or not all(_is_plain_tensor(value) for value in tensors.values()):
         raise UserError(f"{path}: holds more than named tensors: give a file of weights alone")
     names = plain_names(tensors, path)
-    return {names[name]: value for name, value in tensors.items()}
+    return with_timm_names({names[name]: value for name, value in tensors.items()})
 
 
 def _is_plain_tensor(value: object) -> bool:

@@ -11,6 +11,8 @@ asks for it with the key DATAAUG.EXTRA but reads another one (DATAAUG_EXTRA), wh
 
 from __future__ import annotations
 
+import math
+
 from common.labels import IGNORE
 from semsegpaddle_glore.config import AugmentConfig
 
@@ -32,6 +34,59 @@ def augment(
     if rng.random() < config.blur_probability:
         image = gaussian_blur(image, 1 - rng.random())
     return image, label
+
+
+def augment_window(
+    image: np.ndarray,
+    label: np.ndarray,
+    config: AugmentConfig,
+    fill: tuple[int, int, int],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by awesome_pytorch_seg's rules, so that both projects learn from the same samples.
+
+    The factor is drawn with its logarithm uniform; a window is cut first and only it is resized, flipped and blurred;
+    what is missing is padded with the colour `fill` at a random place. A test of weights_convert compares the two.
+    """
+    scale = math.exp(rng.uniform(math.log(config.scale_min), math.log(config.scale_max)))
+    scale *= config.base_size / min(label.shape)
+    image, label = cut_and_resize(image, label, scale, config.crop_size, rng)
+    if rng.random() < config.flip_probability:
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+    if rng.random() < config.blur_probability:
+        image = cv2.GaussianBlur(image, (0, 0), max(rng.random(), 1e-3))
+    border = []
+    for length, crop in zip(label.shape, config.crop_size, strict=True):
+        before = int(rng.integers(crop - length + 1))
+        border += [before, crop - length - before]
+    if any(border):
+        image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=fill)
+        label = cv2.copyMakeBorder(label, *border, cv2.BORDER_CONSTANT, value=IGNORE)
+    return image, label
+
+
+def cut_and_resize(
+    image: np.ndarray, label: np.ndarray, scale: float, crop_size: tuple[int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a window at a random place that becomes `crop_size` when resized by `scale`, and resizes it.
+
+    Where the image ends before the window does, the result is smaller than `crop_size`. An image is halved by means of
+    2x2 while it is twice as large or more, then resized bilinearly.
+    """
+    parts, size = [], []
+    for length, crop in zip(label.shape, crop_size, strict=True):
+        window = min(length, max(1, round(crop / scale)))
+        start = int(rng.integers(length - window + 1))
+        parts.append(slice(start, start + window))
+        size.append(crop if window < length else min(crop, max(1, round(length * scale))))
+    image, label = image[tuple(parts)], label[tuple(parts)]
+    height, width = size
+    if label.shape == (height, width):
+        return image, label
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image, cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def size_for_short_side(size: tuple[int, int], short_side: int) -> tuple[int, int]:

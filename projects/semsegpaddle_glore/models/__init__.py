@@ -40,6 +40,7 @@ def build_model(
     aux: bool = True,
     first_block_dilated: bool = False,
     head_norm_momentum: float = 0.9,
+    pyramid_channels: int | None = None,
 ) -> Segmentor:
     """Builds a network with random weights drawn from Paddle's generator (`paddle.seed`).
 
@@ -56,6 +57,7 @@ def build_model(
         aux: Whether there is an auxiliary head.
         first_block_dilated: Of the backbone, as `build_backbone` takes it.
         head_norm_momentum: What the heads' running statistics keep of themselves at each update; 0.99 in SemSegPaddle.
+        pyramid_channels: Of each grid of pspnet; None is SemSegPaddle's 512.
 
     Raises:
         UserError: Unknown name, an output stride or multi-grid that the backbone does not have, or word vectors that
@@ -69,7 +71,7 @@ def build_model(
     network = build_backbone(backbone, output_stride, multi_grid, first_block_dilated=first_block_dilated)
     in_channels = network.out_channels[-1]
     if name == "pspnet":
-        head = PSPHead(in_channels, num_classes, dropout)
+        head = PSPHead(in_channels, num_classes, dropout, pyramid_channels)
     elif name == "deeplabv3":
         head = ASPPHead(in_channels, num_classes, dropout, network.output_stride)
     elif name == "glore":

@@ -28,11 +28,13 @@ def conv2d(
     groups: int = 1,
     bias: bool = False,
     init: str = "fan_out",
+    padding: str | None = None,
 ) -> nn.Conv2D:
     """A convolution padded to keep the size at stride 1. (B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride)).
 
     `init` "fan_out" draws Kaiming-normal weights with gain sqrt(2), for what a ReLU follows; "fan_in" draws them from
     the fan-in with gain 1, for classifiers, whose few outputs would make the fan-out a poor guide. A bias starts at 0.
+    `padding` "SAME" is TensorFlow's, which differs at stride 2; Paddle's drops the dilation then.
 
     Deviation: fans are counted per group (timm's way); torchvision's count all groups together. A batch normalisation
     follows every grouped convolution, so the scale does not change what the network computes at the start.
@@ -47,7 +49,7 @@ def conv2d(
         out_channels,
         kernel_size,
         stride,
-        padding=dilation * (kernel_size // 2),
+        padding=padding or dilation * (kernel_size // 2),
         dilation=dilation,
         groups=groups,
         weight_attr=paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, std)),

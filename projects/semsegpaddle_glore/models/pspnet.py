@@ -20,9 +20,10 @@ CHANNELS = 512
 class PSPHead(nn.Layer):
     """Pools the feature into grids of 1, 2, 3 and 6 cells a side and joins them to it.
 
-    The head is a 3x3 convolution over the concatenation of the feature and the four grids, each reduced to 512 channels
-    and enlarged bilinearly (corners aligned). That convolution is linear, so it is the sum of one over the feature and
-    one per grid; and what a cell contributes to a pixel is a product of its 512 values with a 3x3 kernel, weighted by
+    The head is a 3x3 convolution over the concatenation of the feature and the four grids, each reduced to
+    `pyramid_channels` (SemSegPaddle: 512; the paper: a quarter of the feature's, which is 512 with a ResNet-50) and
+    enlarged bilinearly (corners aligned). That convolution is linear, so it is the sum of one over the feature and one
+    per grid; and what a cell contributes to a pixel is a product of its values with a 3x3 kernel, weighted by
     how much of the cell each of the pixel's 3x3 neighbours sees. So the kernels are applied to the 50 cells instead of
     to the enlarged maps, and the weights (`spread_weights`) spread the result. Same function, borders included, and
     the same number of parameters; half of the convolution's work is gone.
@@ -38,10 +39,10 @@ class PSPHead(nn.Layer):
     convolutions; PaddleSeg's has 67 863 942, since its 3x3 convolution gives 1024 channels.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, dropout: float):
+    def __init__(self, in_channels: int, num_classes: int, dropout: float, pyramid_channels: int | None = None):
         super().__init__()
         self.feature_conv = conv2d(in_channels, CHANNELS, 3)
-        self.grids = nn.LayerList([PooledGrid(in_channels, bins) for bins in BINS])
+        self.grids = nn.LayerList([PooledGrid(in_channels, bins, pyramid_channels or CHANNELS) for bins in BINS])
         self.bn = batch_norm(CHANNELS)
         self.dropout = nn.Dropout(dropout)
         self.classifier = conv2d(CHANNELS, num_classes, 1, bias=True, init="fan_in")
@@ -67,19 +68,19 @@ class PooledGrid(nn.Layer):
     The second axis of the result is the output channel, the third (row, kernel row, column, kernel column).
     """
 
-    def __init__(self, in_channels: int, bins: int):
+    def __init__(self, in_channels: int, bins: int, channels: int):
         super().__init__()
         self.bins = bins
-        self.reduce = ConvBNReLU(in_channels, CHANNELS, 1)
+        self.reduce = ConvBNReLU(in_channels, channels, 1)
         std = math.sqrt(2.0 / (CHANNELS * 9))  # the fan-out of the 3x3 convolution
         normal = paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, std))
         # Input channel to (kernel row, kernel column, output channel).
-        self.kernels = nn.Linear(CHANNELS, 9 * CHANNELS, weight_attr=normal, bias_attr=False)
+        self.kernels = nn.Linear(channels, 9 * CHANNELS, weight_attr=normal, bias_attr=False)
 
     def forward(self, cells: paddle.Tensor) -> paddle.Tensor:
         """Returns every cell's product with every place of the kernel."""
         bins = self.bins
-        cells = self.reduce(cells.reshape([0, 0, bins, bins]))  # (B, 512, bins, bins)
+        cells = self.reduce(cells.reshape([0, 0, bins, bins]))  # (B, channels, bins, bins)
         products = self.kernels(cells.transpose([0, 2, 3, 1]))  # (B, bins, bins, 9 * 512)
         products = products.reshape([-1, bins, bins, 3, 3, CHANNELS])
         return products.transpose([0, 5, 1, 3, 2, 4]).reshape([-1, CHANNELS, 9 * bins**2])

@@ -4,7 +4,8 @@ All keep one contract. `backbone(images)` returns a list of features with `out_c
 of the list's length); the last feature is for the decode head, the one before it for the auxiliary head;
 `output_stride` is the last feature's stride. With `num_classes` > 0 the ImageNet classifier is there too, and
 `backbone.classify(images)` returns its logits (B, num_classes). State-dict names are torchvision's (ResNet, ResNeXt,
-EfficientNet) or timm's (HRNet, Xception), with Paddle's `_mean` and `_variance` for the running statistics.
+EfficientNet) or timm's (HRNet, Xception, EfficientNet-Lite), with Paddle's `_mean` and `_variance` for the running
+statistics.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from common.cli import UserError, did_you_mean
 from semsegpaddle_glore.models.backbones.efficientnet import EFFICIENTNETS, EfficientNet
+from semsegpaddle_glore.models.backbones.efficientnet_lite import EFFICIENTNET_LITES, EfficientNetLite
 from semsegpaddle_glore.models.backbones.hrnet import HRNETS, HRNet
 from semsegpaddle_glore.models.backbones.resnet import RESNETS, ResNet
 from semsegpaddle_glore.models.backbones.xception import XCEPTIONS, Xception
@@ -24,7 +26,7 @@ __all__ = ["backbone_names", "build_backbone"]
 
 def backbone_names() -> list[str]:
     """Every name that `build_backbone` knows."""
-    return [*RESNETS, *HRNETS, *XCEPTIONS, *EFFICIENTNETS]
+    return [*RESNETS, *HRNETS, *XCEPTIONS, *EFFICIENTNETS, *EFFICIENTNET_LITES]
 
 
 def build_backbone(
@@ -61,5 +63,5 @@ def build_backbone(
         return HRNet(name, num_classes)
     if name in RESNETS:
         return ResNet(name, output_stride or 32, multi_grid, num_classes, first_block_dilated)
-    family = Xception if name in XCEPTIONS else EfficientNet
-    return family(name, output_stride or 32, num_classes)
+    family = {**dict.fromkeys(XCEPTIONS, Xception), **dict.fromkeys(EFFICIENTNET_LITES, EfficientNetLite)}
+    return family.get(name, EfficientNet)(name, output_stride or 32, num_classes)
