@@ -91,6 +91,11 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{shown(value)}: {did_you_mean(str(value), valid)}")
 
 
+def few(names: Sequence[object], count: int = 3) -> str:
+    """The first of many names, for a message: "a, b, c, ..."; "none" where there are none."""
+    return (", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")) if len(names) else "none"
+
+
 def shown(value: object) -> str:
     """Returns a value as an error shows it: as Python writes it, cut where it is long."""
     text = repr(value)

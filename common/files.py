@@ -1,13 +1,14 @@
-"""Writing files so that a name either holds the old content or the whole new one, whatever happens meanwhile."""
+"""Files: a name holds its old content or the whole new one, whatever happens meanwhile; folders are searched safely."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -44,19 +45,20 @@ def sha256_of(path: str | os.PathLike) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def files_below(folder: str | os.PathLike) -> Iterator[Path]:
+def files_below(folder: str | os.PathLike, broken_links: bool = False) -> Iterator[Path]:
     """The files below a folder, in the order of their paths; linked folders are followed, hidden ones are not.
 
     Hidden is what begins with a dot, such as `.ipynb_checkpoints` or macOS's `._a.png`, below the folder itself. A link
-    to a folder that is being walked through already is not entered again.
+    to a folder that is being walked through already is not entered again. With `broken_links`, links to nothing count
+    as files.
 
     Raises:
         OSError: The folder itself cannot be listed.
     """
-    yield from _walk(Path(folder), frozenset())
+    yield from _walk(Path(folder), broken_links, frozenset())
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, broken_links: bool, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     status = folder.stat()
     here = status.st_dev, status.st_ino
     if here in above:
@@ -66,8 +68,16 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     for entry in entries:
         try:
             if entry.is_dir():
-                yield from _walk(Path(entry.path), above | {here})
-            elif entry.is_file():
+                yield from _walk(Path(entry.path), broken_links, above | {here})
+            elif entry.is_file() or (broken_links and entry.is_symlink()):
                 yield Path(entry.path)
         except OSError:  # a link that leads to itself
             continue
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes at least one row, all with the keys of the first, whole or not at all."""
+    with atomic_write(path) as stream:
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

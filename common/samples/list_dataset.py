@@ -72,8 +72,8 @@ def require_sides(path: str | os.PathLike, size: tuple[int, int], scale: float) 
     """Raises UserError where an image of (height, width), resized by `scale`, is too small for a network."""
     if min(size) * scale < SMALLEST_SIDE:
         raise UserError(
-            f"{path}: {size[0]}x{size[1]} pixels x {scale:g}: each side must be at least {SMALLEST_SIDE}: take it out "
-            f"of the list, or evaluate at a larger scale"
+            f"{path}: {size[0]}x{size[1]} pixels x {scale:g}: each side must be at least {SMALLEST_SIDE}: leave it "
+            f"out, or choose a larger scale"
         )
 
 

@@ -21,47 +21,40 @@ were trained here.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 import time
-from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from awesome_pytorch_seg.data.names import DATASETS
 from awesome_pytorch_seg.data.transforms import normalize
 from awesome_pytorch_seg.inference import (
-    MIN_SIDE,
     ModelInfo,
     Network,
     OnnxNetwork,
     TorchNetwork,
+    as_model,
     read_checkpoint_info,
 )
 from awesome_pytorch_seg.models import ALIASES, MODELS
+from awesome_pytorch_seg.protocol import PROTOCOLS, class_scores, smallest_scale
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write
-from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
-from common.images.read import IMAGE_SUFFIXES, read_image, read_size
-from common.labels import LabelSet, label_set
-from common.progress import track
+from common.images.outputs import (
+    CITYSCAPES_ENDING,
+    by_stem,
+    cityscapes_name,
+    find_jobs,
+    labels_of_format,
+    predict,
+    require_cityscapes_size,
+)
+from common.samples.list_dataset import require_sides
 
 import numpy as np
+import torch
 
-CITYSCAPES_SIZE = (1024, 2048)
-CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
 FORMATS = {"cityscapes": ("cityscapes",), "ade": ("ade20k", "ade20k_151")}
 """Label sets whose networks can write a format."""
-OVERLAY_OPACITY = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """An image to predict, and where its results go: file names begin with `target`."""
-
-    image: Path
-    target: Path
 
 
 def split_name(name: str) -> tuple[str, str | None, str]:
@@ -87,133 +80,66 @@ def split_name(name: str) -> tuple[str, str | None, str]:
     return parts[name]
 
 
-def open_network(weights: Path) -> tuple[Network, ModelInfo]:
-    """Loads a checkpoint (.safetensors) or an export (.onnx).
+class Predictor:
+    """Images in, train ids out, as evaluation of the whole image at one scale computes them.
+
+    Args:
+        network: The network in one of its runtimes.
+        info: What the weight file says about its input.
+    """
+
+    def __init__(self, network: Network, info: ModelInfo):
+        self.info = info
+        self._model = as_model(network)
+        self._device = network.device if isinstance(network, TorchNetwork) else torch.device("cpu")
+        self._protocol = PROTOCOLS["ss"]
+
+    def require_size(self, path: Path, size: tuple[int, int]) -> None:
+        """Raises UserError where an image of (height, width) is too small for the network."""
+        require_sides(path, size, smallest_scale(size, self._protocol))
+
+    @torch.no_grad()
+    def ids(self, image: np.ndarray) -> np.ndarray:
+        """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W).
+
+        Raises:
+            UserError: An image of a size that an export does not take.
+        """
+        images = torch.from_numpy(normalize(image, self.info.mean, self.info.std)).unsqueeze(0)  # (1, 3, H, W)
+        scores = class_scores(self._model, images.to(self._device), image.shape[:2], self._protocol)
+        return scores.argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
+
+
+def open_predictor(weights: Path) -> Predictor:
+    """Loads a checkpoint (.safetensors) into PyTorch or an exported .onnx into ONNX Runtime.
 
     Raises:
-        UserError: Missing, damaged, or of another kind.
+        UserError: Weights missing, damaged or of another kind.
     """
     if weights.suffix == ".onnx":
         network = OnnxNetwork(weights)
-        return network, network.info
+        return Predictor(network, network.info)
     info = read_checkpoint_info(weights)
-    return TorchNetwork(weights), info
-
-
-def predict_ids(network: Network, info: ModelInfo, image: np.ndarray) -> np.ndarray:
-    """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W), as evaluation with one scale computes them.
-
-    Raises:
-        UserError: The image is too small.
-    """
-    if min(image.shape[:2]) < MIN_SIDE:
-        raise UserError(f"{image.shape[0]}x{image.shape[1]} pixels: each side must be at least {MIN_SIDE}")
-    images = normalize(image, info.mean, info.std)[None]  # (1, 3, H, W)
-    return network.logits(images)[0].argmax(axis=0).astype(np.uint8)
-
-
-def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
-    """The images of files and folders, in order, with places under `output` that mirror the folders.
-
-    Raises:
-        UserError: An input is missing or holds no image, lies around `output`, or two images would share a place.
-    """
-    jobs: dict[Path, Job] = {}
-    for given in inputs:
-        if not given.exists():
-            raise UserError(f"--input-pic {given}: there is no such file or folder")
-        if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
-            raise UserError(f"--outdir {output} lies in {given}: results would be taken for images next time")
-        images = _images_in(given) if given.is_dir() else [given]
-        if not images:
-            raise UserError(f"--input-pic {given}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
-        for image in images:
-            folder = image.parent.relative_to(given) if given.is_dir() else Path()
-            target = output / folder / name_of(image)
-            if target in jobs:
-                first = jobs[target].image
-                raise UserError(f"{first} and {image} would both be written to {target}*: predict them apart")
-            jobs[target] = Job(image, target)
-    return list(jobs.values())
-
-
-def write_results(job: Job, image: np.ndarray, ids: np.ndarray, info: ModelInfo) -> None:
-    """Writes ids, palette PNG and overlay of one image."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(info.palette)] = info.palette
-    mixed = image * (1 - OVERLAY_OPACITY) + palette[ids] * OVERLAY_OPACITY
-    _write(job.target, "_ids.png", png_bytes(ids))
-    _write(job.target, "_color.png", palette_png_bytes(ids, palette))
-    _write(job.target, "_overlay.jpg", jpeg_bytes(np.rint(mixed).astype(np.uint8)))
-
-
-def cityscapes_name(image: Path) -> str:
-    """<city>_<sequence>_<frame> of a Cityscapes image.
-
-    Raises:
-        UserError: Another name, by which the evaluation would not find the result.
-    """
-    match = CITYSCAPES_NAME.fullmatch(image.stem)
-    if match is None:
-        raise UserError(f"{image}: --format cityscapes needs names such as berlin_000000_000019_leftImg8bit.png")
-    return match[1]
-
-
-def labels_of_format(name: str, class_names: tuple[str, ...]) -> LabelSet:
-    """The label set in whose values a format is written.
-
-    Raises:
-        UserError: The network has other classes.
-    """
-    for labels in map(label_set, FORMATS[name]):
-        if labels.class_names == class_names:
-            return labels
-    needed = label_set(FORMATS[name][0])
-    raise UserError(
-        f"--format {name} needs weights with the {needed.num_classes} classes of {needed.name}; these have "
-        f"{len(class_names)} ({', '.join(class_names[:3])}, ...): use --format ids"
-    )
+    return Predictor(TorchNetwork(weights), info)
 
 
 def main() -> None:
     """The command."""
     args = _parse_args()
     is_cityscapes = args.format == "cityscapes"
-    jobs = find_jobs(args.input_pic, args.outdir, cityscapes_name if is_cityscapes else lambda source: source.stem)
+    name_of = cityscapes_name if is_cityscapes else by_stem
+    jobs = find_jobs(args.input_pic, args.outdir, name_of, "--input-pic", "--outdir")
     if is_cityscapes:
-        _require_cityscapes_size(jobs)
+        require_cityscapes_size(jobs)
     weights = args.weights or find_weights(*split_name(args.model), Path("output"))
-    network, info = open_network(weights)
-    labels = None if args.format == "ids" else labels_of_format(args.format, info.class_names)
+    predictor = open_predictor(weights)
+    labels = None
+    if args.format != "ids":
+        labels = labels_of_format(args.format, FORMATS[args.format], predictor.info.class_names)
     start = time.perf_counter()
-    for job in track(jobs, "predict", "image"):
-        image = read_image(job.image)
-        try:
-            ids = predict_ids(network, info, image)
-        except UserError as error:
-            raise UserError(f"{job.image}: {error}") from None
-        if labels is None:
-            write_results(job, image, ids, info)
-        else:
-            _write(job.target, "_pred_labelIds.png" if is_cityscapes else ".png", png_bytes(labels.decode(ids)))
+    predict(predictor, jobs, labels, CITYSCAPES_ENDING if is_cityscapes else ".png")
     milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
     print(f"{weights}: {len(jobs)} predictions in {args.outdir} ({milliseconds:.0f} ms per image, files included)")
-
-
-def _require_cityscapes_size(jobs: list[Job]) -> None:
-    for job in jobs:
-        size = read_size(job.image)
-        if size != CITYSCAPES_SIZE:
-            raise UserError(f"{job.image}: is {size[0]}x{size[1]}, --format cityscapes needs 1024x2048 pixels")
-
-
-def _write(target: Path, ending: str, content: bytes) -> None:
-    with atomic_write(target.with_name(target.name + ending), "wb") as stream:
-        stream.write(content)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _parse_args() -> argparse.Namespace:

@@ -20,6 +20,7 @@ from typing import Protocol
 from awesome_pytorch_seg.checkpoint import TrainState, load_network, read_experiment
 from awesome_pytorch_seg.config import Config
 from awesome_pytorch_seg.data.dataset import labels_of
+from awesome_pytorch_seg.protocol import Model
 from common.cli import UserError
 from common.files import sha256_of
 from common.labels import voc_colormap
@@ -113,13 +114,13 @@ class TorchNetwork:
     """
 
     def __init__(self, weights: str | os.PathLike):
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_network(weights).to(self._device)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_network(weights).to(self.device)
 
     @torch.no_grad()
     def logits(self, images: np.ndarray) -> np.ndarray:
         """See `Network`."""
-        return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+        return self.model(torch.from_numpy(images).to(self.device)).cpu().numpy()
 
 
 class OnnxNetwork:
@@ -162,6 +163,13 @@ class OnnxNetwork:
                 "checkpoint".format(*size, *fixed_size)
             )
         return self._session.run(["logits"], {"images": images})[0]
+
+
+def as_model(network: Network) -> Model:
+    """What `class_scores` calls: PyTorch's own network as it is, which leaves tensors on its device, others wrapped."""
+    if isinstance(network, TorchNetwork):
+        return network.model
+    return lambda images: torch.from_numpy(network.logits(images.numpy()))
 
 
 def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:

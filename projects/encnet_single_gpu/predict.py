@@ -19,19 +19,20 @@ one, an exported model.onnx in ONNX Runtime on the CPU.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write
-from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
-from common.images.read import IMAGE_SUFFIXES, read_image, read_size
-from common.labels import LabelSet, label_set
-from common.progress import track
-from common.samples.list_dataset import SMALLEST_SIDE
+from common.images.outputs import (
+    CITYSCAPES_ENDING,
+    by_stem,
+    cityscapes_name,
+    find_jobs,
+    predict,
+    require_cityscapes_size,
+)
+from common.labels import LabelSet, label_set, load_custom
+from common.samples.list_dataset import find_root, require_sides
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.inference import (
     ModelInfo,
@@ -40,23 +41,14 @@ from encnet_single_gpu.inference import (
     TorchNetwork,
     as_model,
     read_checkpoint_info,
+    read_experiment,
 )
-from encnet_single_gpu.protocol import PROTOCOLS, EvalProtocol, class_scores
+from encnet_single_gpu.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale
 
 import numpy as np
 import torch
 
-CITYSCAPES_SIZE = (1024, 2048)
-CITYSCAPES_NAME = re.compile(r"([^_]+_\d{6}_\d{6})(_leftImg8bit)?")
-OVERLAY_OPACITY = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """An image to predict, and where its results go: file names begin with `target`."""
-
-    image: Path
-    target: Path
+FORMAT = "--format dataset of Cityscapes"
 
 
 class Predictor:
@@ -74,19 +66,20 @@ class Predictor:
         self._device = network.device if isinstance(network, TorchNetwork) else torch.device("cpu")
         self._protocol = EvalProtocol.named(protocol, info.crop_size, info.mean, info.std)
 
+    def require_size(self, path: Path, size: tuple[int, int]) -> None:
+        """Raises UserError where an image of (height, width) is too small for the network, unless windows pad it."""
+        if self._protocol.base_size is None:
+            require_sides(path, size, smallest_scale(size, self._protocol))
+
     @torch.no_grad()
     def ids(self, image: np.ndarray) -> np.ndarray:
         """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W).
 
         Raises:
-            UserError: The image is too small for the network, of a size that an export does not take, or too large
-                for the memory.
+            UserError: An image of a size that an export does not take, or too large for the memory.
         """
-        size = image.shape[:2]
-        if min(size) < SMALLEST_SIDE:
-            raise UserError(f"{size[0]}x{size[1]} pixels: each side must have at least {SMALLEST_SIDE}")
         images = torch.from_numpy(normalize(image, self.info.mean, self.info.std)).unsqueeze(0)  # (1, 3, H, W)
-        scores = class_scores(self._model, images.to(self._device), size, self._protocol)
+        scores = class_scores(self._model, images.to(self._device), image.shape[:2], self._protocol)
         return scores.argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
 
 
@@ -103,75 +96,28 @@ def open_predictor(weights: str, protocol: str) -> Predictor:
     return Predictor(TorchNetwork(weights), info, protocol)
 
 
-def find_jobs(inputs: Sequence[Path], output: Path, name_of: Callable[[Path], str]) -> list[Job]:
-    """The images of files and folders, in order, with places under `output` that mirror the folders.
+def labels_of_files(weights: str, info: ModelInfo, data: str | None = None) -> LabelSet:
+    """The label set whose files --format dataset writes; of Cityscapes labelIds, whatever the training read.
+
+    Args:
+        weights: The checkpoint or export.
+        info: What it says about its classes.
+        data: Root of a custom data set, with its classes.yaml; None is the root that the checkpoint was trained on.
 
     Raises:
-        UserError: An input is missing or holds no image, lies around `output`, or two images would share a place.
+        UserError: The set of the weights has other classes, or its classes.yaml is missing or wrong.
     """
-    jobs: dict[Path, Job] = {}
-    for image, folder in _images(inputs, output):
-        target = output / folder / name_of(image)
-        if target in jobs:
-            raise UserError(f"{jobs[target].image} and {image} would both be written to {target}*: predict them apart")
-        jobs[target] = Job(image, target)
-    return list(jobs.values())
-
-
-def _images(inputs: Sequence[Path], output: Path) -> Iterator[tuple[Path, Path]]:
-    """Images, each with its folder below the input that holds it."""
-    for given in inputs:
-        if given.is_file():
-            yield given, Path()
-            continue
-        if not given.is_dir():
-            raise UserError(f"--input {given}: there is no such file or folder")
-        if output.resolve().is_relative_to(given.resolve()):
-            raise UserError(f"--output {output} lies in --input {given}: results would be taken for images next time")
-        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not found:
-            raise UserError(f"--input {given}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
-        yield from ((image, image.parent.relative_to(given)) for image in found)
-
-
-def write_ids(job: Job, image: np.ndarray, ids: np.ndarray, colors: np.ndarray) -> None:
-    """Writes ids, palette PNG and overlay of one image."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(colors)] = colors
-    mixed = image * (1 - OVERLAY_OPACITY) + palette[ids] * OVERLAY_OPACITY
-    _write(job.target, "_ids.png", png_bytes(ids))
-    _write(job.target, "_color.png", palette_png_bytes(ids, palette))
-    _write(job.target, "_overlay.jpg", jpeg_bytes(np.rint(mixed).astype(np.uint8)))
-
-
-def cityscapes_name(image: Path) -> str:
-    """<city>_<sequence>_<frame> of a Cityscapes image.
-
-    Raises:
-        UserError: Another name, by which the evaluation would not find the result.
-    """
-    match = CITYSCAPES_NAME.fullmatch(image.stem)
-    if match is None:
-        raise UserError(
-            f"{image}: --format dataset of Cityscapes needs names such as berlin_000000_000019_leftImg8bit.png"
-        )
-    return match[1]
-
-
-def _require_cityscapes_size(jobs: list[Job]) -> None:
-    for job in jobs:
-        size = read_size(job.image)
-        if size != CITYSCAPES_SIZE:
+    if info.dataset != "custom":
+        labels = label_set("cityscapes" if info.dataset == "cityscapes_trainids" else info.dataset)
+    else:
+        root = data or (None if weights.endswith(".onnx") else read_experiment(weights)[1].data.root)
+        folder = None if root is None else find_root(root)
+        if folder is None:
             raise UserError(
-                f"{job.image}: is {size[0]}x{size[1]}, --format dataset of Cityscapes needs 1024x2048 pixels"
+                f"--format dataset: the values of a custom set stand in its classes.yaml, and there is no folder "
+                f"{root or 'named in an export'}: give the root of the data set by --data DIR"
             )
-
-
-def _labels_of_files(info: ModelInfo) -> LabelSet:
-    """The label set whose files --format dataset writes; of Cityscapes labelIds, whatever the training read."""
-    if info.dataset == "custom":
-        raise UserError("--format dataset knows the sets of common/labels.py, these weights are of a custom one")
-    labels = label_set("cityscapes" if info.dataset == "cityscapes_trainids" else info.dataset)
+        labels = load_custom(folder / "classes.yaml")
     if info.class_names != labels.class_names:
         raise UserError(
             f"--format dataset: these weights are of '{info.dataset}' but have other classes than it: use --format ids"
@@ -183,29 +129,16 @@ def main() -> None:
     """The command."""
     args = _parse_args()
     predictor = open_predictor(args.weights, args.protocol)
-    labels = _labels_of_files(predictor.info) if args.format == "dataset" else None
-    is_cityscapes = labels is not None and labels.name == "cityscapes"
-    jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else lambda source: source.stem)
+    labels = labels_of_files(args.weights, predictor.info, args.data) if args.format == "dataset" else None
+    is_cityscapes = labels is not None and predictor.info.dataset in ("cityscapes", "cityscapes_trainids")
+    name_of = (lambda image: cityscapes_name(image, FORMAT)) if is_cityscapes else by_stem
+    jobs = find_jobs(args.input, args.output, name_of)
     if is_cityscapes:
-        _require_cityscapes_size(jobs)
+        require_cityscapes_size(jobs, FORMAT)
     start = time.perf_counter()
-    for job in track(jobs, "predict", "image"):
-        image = read_image(job.image)
-        try:
-            ids = predictor.ids(image)
-        except UserError as error:
-            raise UserError(f"{job.image}: {error}") from None
-        if labels is None:
-            write_ids(job, image, ids, np.array(predictor.info.palette, np.uint8))
-        else:
-            _write(job.target, "_pred_labelIds.png" if is_cityscapes else ".png", png_bytes(labels.decode(ids)))
+    predict(predictor, jobs, labels, CITYSCAPES_ENDING if is_cityscapes else ".png")
     milliseconds = 1000 * (time.perf_counter() - start) / len(jobs)
     print(f"written: {len(jobs)} predictions to {args.output} ({milliseconds:.0f} ms per image, files included)")
-
-
-def _write(target: Path, ending: str, content: bytes) -> None:
-    with atomic_write(target.with_name(target.name + ending), "wb") as stream:
-        stream.write(content)
 
 
 def _parse_args() -> argparse.Namespace:
@@ -218,6 +151,8 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help=protocol_help)
     format_help = "ids: three files an image; dataset: one, with the data set's own values (default: ids)"
     parser.add_argument("--format", choices=("ids", "dataset"), default="ids", help=format_help)
+    data_help = "with --format dataset, root of a custom data set (default: the root of the checkpoint's training)"
+    parser.add_argument("--data", metavar="DIR", help=data_help)
     return parser.parse_args()
 
 

@@ -27,6 +27,7 @@ from stdc_seg.checkpoint import TrainState, load_model, read_state
 from stdc_seg.config import Config
 from stdc_seg.data.dataset import labels_of
 from stdc_seg.models import STDCSeg, build_model
+from stdc_seg.protocol import Model
 
 import numpy as np
 import paddle
@@ -173,6 +174,13 @@ class InferenceNetwork:
         predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(images)
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+
+def as_model(network: Network) -> Model:
+    """What `class_scores` calls: Paddle's own network as it is, which leaves tensors on its device, others wrapped."""
+    if isinstance(network, PaddleNetwork):
+        return network.model
+    return lambda images: paddle.to_tensor(network.logits(images.numpy()))
 
 
 def load_network(weights: str | os.PathLike) -> STDCSeg:

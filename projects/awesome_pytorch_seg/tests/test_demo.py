@@ -3,9 +3,10 @@ import sys
 from awesome_pytorch_seg.checkpoint import TrainState, build_network, load_network, save_checkpoint
 from awesome_pytorch_seg.config import read_config
 from awesome_pytorch_seg.data.transforms import normalize
-from awesome_pytorch_seg.demo import FORMATS, find_jobs, labels_of_format, main, split_name
+from awesome_pytorch_seg.demo import FORMATS, main, split_name
 from common.cli import UserError
 from common.config.typed import config_to_text
+from common.images.outputs import labels_of_format
 from common.labels import cityscapes_raw_labels, label_set, load_custom
 
 import cv2
@@ -152,31 +153,24 @@ def test_for_cityscapes_server_labels_are_label_ids_under_its_names(tmp_path):
 @pytest.mark.parametrize(("name", "count"), [("cityscapes", 19), ("ade", 150)])
 def test_networks_of_other_classes_write_no_servers_format(name, count):
     own = label_set(FORMATS[name][0]).class_names
-    assert labels_of_format(name, own).class_names == own
+    assert labels_of_format(name, FORMATS[name], own).class_names == own
     for others in (("one", "two", "three"), own[::-1]):
         with pytest.raises(UserError, match=rf"--format {name} needs weights with the {count} classes of") as error:
-            labels_of_format(name, others)
+            labels_of_format(name, FORMATS[name], others)
         assert "\n" not in str(error.value)
-
-
-def stem(image):
-    return image.stem
 
 
 def test_mistakes_are_one_line(place, tmp_path, monkeypatch):
     weights = run_folder(place / "output") / "last.safetensors"
-    with pytest.raises(UserError, match="no such file or folder"):
-        find_jobs([tmp_path / "gone.jpg"], tmp_path, stem)
-    with pytest.raises(UserError, match="no images in it"):
-        find_jobs([tmp_path], tmp_path.parent / "elsewhere", stem)
-    with pytest.raises(UserError, match="would both be written"):
-        find_jobs([place / "data" / "0.png", place / "data" / "0.png"], tmp_path, stem)
-    with pytest.raises(UserError, match="results would be taken for images"):
-        find_jobs([place / "data"], place / "data" / "out", stem)
+    words = ("--weights", weights, "--input-pic")
+    with pytest.raises(UserError, match=r"--input-pic .*gone\.jpg: there is no such file or folder"):
+        run_here(main, *words, tmp_path / "gone.jpg", "--outdir", tmp_path / "out")
+    with pytest.raises(UserError, match="--outdir .* lies in --input-pic .*: results would be taken for images"):
+        run_here(main, *words, place / "data", "--outdir", place / "data" / "out")
     small = tmp_path / "small.png"
-    cv2.imwrite(str(small), np.zeros((64, 80, 3), np.uint8))
+    cv2.imwrite(str(small), np.zeros((24, 80, 3), np.uint8))
     monkeypatch.setattr(sys, "argv", ["demo.py", "--weights", str(weights), "--input-pic", str(small)])
-    with pytest.raises(UserError, match="small.png: 64x80 pixels: each side must be at least 65"):
+    with pytest.raises(UserError, match="small.png: 24x80 pixels x 1: each side must be at least 32"):
         main()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no trained run under output of --model fcn32s --backbone vgg16 --dataset voc"):

@@ -5,7 +5,7 @@ from awesome_pytorch_seg import export as exporting
 from awesome_pytorch_seg.checkpoint import TrainState, save_checkpoint
 from awesome_pytorch_seg.config import read_config
 from awesome_pytorch_seg.demo import main as demo_main
-from awesome_pytorch_seg.demo import open_network, predict_ids
+from awesome_pytorch_seg.demo import open_predictor
 from awesome_pytorch_seg.inference import OnnxNetwork, read_checkpoint_info
 from awesome_pytorch_seg.models import MODELS, build_model
 from awesome_pytorch_seg.overfit import SMALLEST_BACKBONES
@@ -79,7 +79,7 @@ def test_metadata(exported):
 def test_the_demo_runs_it(exported):
     weights, folder, _ = exported
     image = np.random.default_rng(2).integers(0, 256, (91, 123, 3)).astype(np.uint8)
-    ours, theirs = (predict_ids(*open_network(path), image) for path in (weights, folder / "model.onnx"))
+    ours, theirs = (open_predictor(path).ids(image) for path in (weights, folder / "model.onnx"))
     assert len(np.unique(ours)) > 1
     assert (ours == theirs).mean() > 0.9999
 

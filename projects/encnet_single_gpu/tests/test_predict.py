@@ -97,6 +97,39 @@ def test_weights_of_other_classes_than_their_set_write_no_files_of_it(run, tmp_p
         predict(weights, tmp_path / "out", run[0] / "0.png", "--format", "dataset")
 
 
+def test_a_custom_sets_own_values(run, tmp_path):
+    classes = "name: mine\nclasses: [road, kerb, person]\nids: {7: 0, 8: 1, 26: 2, 0: 255}\n"
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "classes.yaml").write_text(classes)
+    config = read_config("pspnet", ["data.dataset=custom", f"data.root={tmp_path / 'set'}"])
+    torch.manual_seed(0)
+    state = TrainState(1, 0.5, 1, config_to_text(config), ("road", "kerb", "person"), config.data.mean, config.data.std)
+    weights, image = tmp_path / "w.safetensors", run[0] / "0.png"
+    save_checkpoint(weights, TinyNet(3), state)
+    predict(weights, tmp_path / "ids", image)
+    predict(weights, tmp_path / "own", image, "--format", "dataset")
+    ids = cv2.imread(str(tmp_path / "ids" / "0_ids.png"), cv2.IMREAD_UNCHANGED)
+    assert len(np.unique(ids)) > 1
+    written = cv2.imread(str(tmp_path / "own" / "0.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(written, np.array([7, 8, 26])[ids])
+
+    (tmp_path / "set").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"no folder .*set: give the root of the data set by --data DIR"):
+        predict(weights, tmp_path / "out", image, "--format", "dataset")
+    predict(weights, tmp_path / "again", image, "--format", "dataset", "--data", tmp_path / "moved")
+    assert (tmp_path / "again" / "0.png").read_bytes() == (tmp_path / "own" / "0.png").read_bytes()
+    with tiny_networks():
+        run_here(export_main, "--weights", weights, "--output", tmp_path / "export", "--size", 64, 96)
+    onnx = tmp_path / "export" / "model.onnx"
+    with pytest.raises(UserError, match="named in an export: give the root of the data set by --data DIR"):
+        predict(onnx, tmp_path / "out", image, "--format", "dataset")
+    predict(onnx, tmp_path / "onnx", image, "--format", "dataset", "--data", tmp_path / "moved")
+    assert (tmp_path / "onnx" / "0.png").read_bytes() == (tmp_path / "own" / "0.png").read_bytes()
+    (tmp_path / "moved" / "classes.yaml").write_text(classes.replace("kerb", "curb"))
+    with pytest.raises(UserError, match="of 'custom' but have other classes"):
+        predict(weights, tmp_path / "out", image, "--format", "dataset", "--data", tmp_path / "moved")
+
+
 @pytest.mark.parametrize("words", [(), ("--protocol", "encoding_ss"), ("--format", "dataset")])
 def test_an_export_predicts_what_its_checkpoint_does(run, tmp_path, words):
     data, weights = run
@@ -151,7 +184,7 @@ def test_mistakes_are_one_line(run, tmp_path):
     for words, message in (
         ([tmp_path / "none.png"], "there is no such file"),
         ([tmp_path / "empty"], "no images in it"),
-        ([tmp_path / "small.png"], "small.png: 16x40 pixels: each side must have at least 32"),
+        ([tmp_path / "small.png"], "small.png: 16x40 pixels x 1: each side must be at least 32"),
         ([data / "0.png", data / "0.png"], "would both be written"),
     ):
         with pytest.raises(UserError, match=message) as error:

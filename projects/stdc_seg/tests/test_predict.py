@@ -175,7 +175,7 @@ def test_cityscapes_format_refuses_other_images_and_classes(weights, tmp_path, m
     assert f"{street}: --format cityscapes needs names" in capsys.readouterr().err
     others = save(tmp_path / "others.safetensors", ("road", "rest"))
     assert run(monkeypatch, "--weights", others, *words, "--input", good) == 1
-    assert "needs weights with the 19 classes of Cityscapes" in capsys.readouterr().err
+    assert "needs weights with the 19 classes of cityscapes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -192,28 +192,18 @@ def test_a_damaged_image_stops_with_one_line_and_whole_results_before_it(weights
     assert sorted(path.name for path in output.iterdir()) == ["a_color.png", "a_ids.png", "a_overlay.jpg"]
 
 
-def test_inputs_that_cannot_be_predicted_apart(tmp_path):
-    def find(*inputs: Path, output: Path = tmp_path / "out"):
-        return predicting.find_jobs(inputs, output, lambda path: path.stem)
-
-    folder = tmp_path / "in"
-    first, second = put(folder / "a.png", random_image(1)), put(folder / "sub" / "a.png", random_image(1))
-    assert [job.target for job in find(folder)] == [tmp_path / "out" / "a", tmp_path / "out" / "sub" / "a"]
-    with pytest.raises(UserError, match=f"{first} and {second} would both be written"):
-        find(first, second)
-    with pytest.raises(UserError, match="lies in --input"):
-        find(folder, output=folder / "out")
-    with pytest.raises(UserError, match="gone: there is no such file or folder"):
-        find(tmp_path / "gone")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images in it"):
-        find(tmp_path / "empty")
-
-
 def test_weights_and_runtime_that_do_not_fit(weights, tmp_path):
     with pytest.raises(UserError, match="no weight file .*gone.safetensors"):
         open_predictor(str(tmp_path / "gone.safetensors"))
     with pytest.raises(UserError, match="--runtime paddle needs the checkpoint"):
         open_predictor(str(tmp_path / "model.onnx"), "paddle")
-    with pytest.raises(UserError, match=r"40x200 pixels x 0\.5 are less"):
-        open_predictor(weights, "paddle").ids(random_image(1, (40, 200)))
+
+
+def test_an_image_too_small_is_named_before_the_work(weights, tmp_path, monkeypatch, capsys):
+    put(tmp_path / "in" / "a.png", random_image(1))
+    small = put(tmp_path / "in" / "b.png", random_image(1, (40, 200)))
+    words = ["--weights", weights, "--runtime", "paddle", "--input", tmp_path / "in", "--output", tmp_path / "out"]
+    assert run(monkeypatch, *words) == 1
+    assert f"{small}: 40x200 pixels x 0.5: each side must be at least 32" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run(monkeypatch, *words, "--input-scale", "0.8") == 0  # 32 pixels
