@@ -1,6 +1,6 @@
-"""The embedded data set: street scenes drawn from a seed, written in the layout and file formats of any supported set.
+"""The toy data set: street scenes drawn from a seed, written in the layout and file formats of any supported set.
 
-    python common/toy_dataset.py cityscapes data/toy_cityscapes
+    python common/toy_dataset.py cityscapes data/toy_streets
     python common/toy_dataset.py voc data/toy_voc --train 40 --val 10 --height 256 --width 512 --seed 3
 
 Layouts: cityscapes, pascal_context, ade20k, voc, voc_aug, coco, lip (people seen close), sbu (shadows on the ground),
@@ -12,10 +12,31 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from common.cli import CommandParser, UserError, did_you_mean, run_command
+from common.dataset_list import make_lists
 from common.files import atomic_write
 from common.toy.layouts import WRITERS, Plan
+
+import filelock
+
+
+class Standard(NamedTuple):
+    """A toy data set that experiments train on: its layout, images in train and val, and their (height, width)."""
+
+    layout: str
+    num_train: int
+    num_val: int
+    size: tuple[int, int]
+
+
+STANDARD = {
+    "toy_cityscapes_128x256": Standard("cityscapes", 200, 50, (128, 256)),
+    "toy_cityscapes_256x512": Standard("cityscapes", 200, 50, (256, 512)),
+    "toy_ade20k_128x160": Standard("ade20k", 160, 40, (128, 160)),
+}
+"""Folder name under data/ -> what is drawn there."""
 
 VERSION = 1  # of the drawings: another version means other bytes
 DONE = "toy_dataset.json"
@@ -68,6 +89,25 @@ def write_toy_dataset(
         json.dump(marker, stream, indent=2)
     (root / BEGUN).unlink(missing_ok=True)
     return root
+
+
+def draw_toy(layout: str, root: str | os.PathLike, num_train: int, num_val: int, size: tuple[int, int]) -> None:
+    """Draws a toy data set into `root`, with its lists; returns at once where it lies already.
+
+    Processes that call it together wait for the one that draws: a lock on a file beside the folder, on each machine.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    root = Path(root)
+    if (root / "train.txt").is_file():  # the last that is written
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root.with_name(f".{root.name}.lock")):
+        if not (root / "train.txt").is_file():
+            print(f"drawing the toy data set: {num_train} + {num_val} images into {root}", flush=True)
+            write_toy_dataset(layout, root, num_train, num_val, size)
+            make_lists(layout, root)
 
 
 def layouts() -> list[str]:

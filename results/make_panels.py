@@ -19,7 +19,8 @@ from common.files import atomic_write
 from common.images.encode import jpeg_bytes, palette_png_bytes
 from common.images.read import read_label
 from common.labels import LabelSet, label_set
-from common.samples.list_dataset import ListDataset, Sample, find_root
+from common.samples.list_dataset import ListDataset, Sample
+from common.samples.roots import TOY_ALIASES, find_root
 from results.recorded_runs import RecordedRun, read_recorded
 
 import cv2
@@ -71,7 +72,8 @@ def labels_of(dataset: str) -> LabelSet:
 
 def _samples(run: RecordedRun, labels: LabelSet) -> list[tuple[Path, Sample]]:
     data = run.config["data"]
-    data_root = find_root(data["root"])
+    name = Path(data["root"]).name
+    data_root = find_root(f"data/{TOY_ALIASES[name]}" if name in TOY_ALIASES else data["root"])
     if data_root is None:
         raise UserError(f"{data['root']} is missing: the project's quickstart draws it")
     dataset = ListDataset(labels, data_root, data["val_list"])

@@ -14,8 +14,7 @@ from pathlib import Path
 from common.files import atomic_write
 from common.images.read import read_label
 from common.lists.list_file import read_list
-from common.samples.list_dataset import draw_toy
-from common.toy_dataset import write_toy_dataset
+from common.toy_dataset import draw_toy, write_toy_dataset
 from weights_convert.weight_files import read_weights
 
 import numpy as np
@@ -196,7 +195,7 @@ def test_list_writing(kills, tmp_path, tried):
 DRAW = """
 import sys
 from common.files import atomic_write
-from common.samples.list_dataset import draw_toy
+from common.toy_dataset import draw_toy
 def main():
     draw_toy("cityscapes", sys.argv[1], 3, 2, (64, 128))
 """

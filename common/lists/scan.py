@@ -65,7 +65,7 @@ def count_values(label: np.ndarray) -> np.ndarray:
 
 def label_set_of_file(path: str | os.PathLike, labels: LabelSet) -> LabelSet:
     """Returns the set that a file's values follow: Cityscapes has two kinds of files, told apart by their names."""
-    if labels.name == "cityscapes" and str(path).endswith("_labelTrainIds.png"):
+    if labels.name == "cityscapes" and str(path).endswith("labelTrainIds.png"):
         return label_set("cityscapes_trainids")
     return labels
 

@@ -1,4 +1,4 @@
-"""Images and labels from list files, decoded and checked one by one; where data sets lie; the embedded set drawn."""
+"""Images and labels from list files, decoded and checked one by one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import UserError
-from common.dataset_list import make_lists, read_list
 from common.images.read import SMALLEST_SIDE, read_image, read_label
-from common.labels import LabelSet, label_set
-from common.toy_dataset import write_toy_dataset
+from common.labels import LabelSet
+from common.lists.list_file import read_list
+from common.lists.scan import label_set_of_file
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 class Sample(NamedTuple):
-    """One decoded image: uint8 RGB (H, W, 3), uint8 train ids (H, W), and the label's path for messages."""
+    """One decoded image, uint8 RGB (H, W, 3), and its label, uint8 train ids (H, W)."""
 
     image: np.ndarray
     label: np.ndarray
-    name: str
 
 
 class ListDataset:
@@ -59,13 +56,8 @@ class ListDataset:
             )
         if image.shape[:2] != raw.shape:
             raise UserError(f"{pair.label}: label is {raw.shape}, image {image.shape[:2]}: they must be the same size")
-        return Sample(image, self._train_ids(raw, pair.label), str(pair.label))
-
-    def _train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
-        labels = self.labels
-        if labels.name == "cityscapes" and path.name.endswith("labelTrainIds.png"):
-            labels = label_set("cityscapes_trainids")  # mapped already
-        return labels.encode(raw, source=path)
+        labels = label_set_of_file(pair.label, self.labels)
+        return Sample(image, labels.encode(raw, source=pair.label))
 
 
 def require_sides(path: str | os.PathLike, size: tuple[int, int], scale: float) -> None:
@@ -75,21 +67,3 @@ def require_sides(path: str | os.PathLike, size: tuple[int, int], scale: float) 
             f"{path}: {size[0]}x{size[1]} pixels x {scale:g}: each side must be at least {SMALLEST_SIDE}: leave it "
             f"out, or choose a larger scale"
         )
-
-
-def find_root(root: str | os.PathLike) -> Path | None:
-    """An existing folder `root`: as given, from the working directory, or from the repository."""
-    candidates = [Path(root), REPOSITORY / root]
-    return next((path for path in candidates if path.is_dir()), None)
-
-
-def draw_toy(layout: str, root: str | os.PathLike, num_train: int, num_val: int, size: tuple[int, int]) -> None:
-    """Draws the embedded data set in `layout` into `root`, with its lists; nothing is done where it lies already.
-
-    Raises:
-        UserError: The folder holds something else.
-    """
-    if not (Path(root) / "train.txt").is_file():  # the last that is written
-        print(f"drawing the embedded data set: {num_train} + {num_val} images into {root}", flush=True)
-        write_toy_dataset(layout, root, num_train, num_val, size)
-        make_lists(layout, root)

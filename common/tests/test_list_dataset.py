@@ -1,6 +1,5 @@
-from common.cli import UserError
 from common.labels import label_set
-from common.samples.list_dataset import ListDataset, draw_toy, find_root
+from common.samples.list_dataset import ListDataset
 
 import cv2
 import numpy as np
@@ -70,46 +69,3 @@ def break_image(root):
 
 def break_label_file(root):
     (root / "p0.png").write_bytes(b"")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (break_label_size, r"p0\.png: label is \(80, 95\), image \(80, 96\)"),
-        (break_label_range, r"p0\.png.*camvid.*77"),
-        (break_label_channels, r"p0\.png: .*one channel"),
-        (break_image, r"p0_i\.png: truncated"),
-        (break_label_file, r"p0\.png: the file is empty"),
-    ],
-)
-def test_damaged_pairs_are_named(camvid, tmp_path, damage, message):
-    damage(tmp_path)
-    dataset = ListDataset(label_set("camvid"), camvid, "train.txt")
-    with pytest.raises(UserError, match=message):
-        dataset.load(0)
-
-
-def test_lists_that_cannot_train(camvid, tmp_path):
-    with pytest.raises(UserError, match=r"val\.txt"):
-        ListDataset(label_set("camvid"), camvid, "val.txt")
-    (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(UserError, match=r"empty\.txt.*empty|no entries|no lines"):
-        ListDataset(label_set("camvid"), camvid, "empty.txt")
-    (tmp_path / "test.txt").write_text("p0_i.png\n")
-    with pytest.raises(UserError, match=r"test\.txt: no label for .*p0_i\.png"):
-        ListDataset(label_set("camvid"), camvid, "test.txt")
-
-
-def test_roots_are_found_here_and_in_the_repository(tmp_path, monkeypatch):
-    (tmp_path / "mine").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert find_root("mine").resolve() == tmp_path / "mine"
-    assert (find_root("common/label_sets") / "ade20k.yaml").is_file()
-    assert find_root("neither") is None
-
-
-def test_the_embedded_set_is_drawn_once(tmp_path, capsys):
-    draw_toy("camvid", tmp_path / "toy", 2, 1, (32, 64))
-    draw_toy("camvid", tmp_path / "toy", 2, 1, (32, 64))
-    assert capsys.readouterr().out.count("drawing the embedded data set") == 1
-    assert len(ListDataset(label_set("camvid"), tmp_path / "toy", "train.txt")) == 2

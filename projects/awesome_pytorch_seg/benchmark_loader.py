@@ -37,7 +37,7 @@ from common.labels import label_set
 from common.lists.list_file import Pair
 from common.progress import track
 from common.runs.environment import environment
-from common.samples.list_dataset import REPOSITORY
+from common.samples.roots import REPOSITORY
 from common.toy_dataset import write_toy_dataset
 
 import cv2

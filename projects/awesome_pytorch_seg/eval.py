@@ -21,8 +21,6 @@ from pathlib import Path
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.checkpoint import load_network, read_experiment
-from awesome_pytorch_seg.config import DataConfig
-from awesome_pytorch_seg.data.dataset import open_list, with_root
 from awesome_pytorch_seg.data.transforms import centre_crop, normalize
 from awesome_pytorch_seg.losses import mean_cross_entropy
 from awesome_pytorch_seg.memory import keep_freed_memory
@@ -33,6 +31,7 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
+from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
 
 import numpy as np
@@ -57,7 +56,7 @@ def evaluate(
     model.eval()
     mine = range(rank, len(dataset), processes.world_size())
     for index in track(mine, description, "image", keep=False, silent=rank > 0):
-        source, ids, _ = dataset.load(index)
+        source, ids = dataset.load(index)
         if protocol.centre_crop is not None:
             source, ids = centre_crop(source, ids, protocol.centre_crop)
         if protocol.window is None:
@@ -83,6 +82,7 @@ def main() -> None:
     device = processes.join(torch.cuda.is_available() and not args.no_cuda)
     weights = args.weights or find_weights(args.model, args.backbone, args.dataset, Path("output"))
     state, config = read_experiment(weights)
+    draw_toy_data(config.data, args.data)
     data = with_root(config.data, args.data)
     protocol = _protocol(args, config.eval)
     scores = plan_scores(weights, state.step, args.split, args.output, protocol.short_name)

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from awesome_pytorch_seg.config import Config, config_names
-from awesome_pytorch_seg.data.dataset import open_list, with_root
 from awesome_pytorch_seg.data.names import DATASETS, dataset_name
 from awesome_pytorch_seg.models import MODELS
 from common.cli import CommandParser, UserError
-from common.samples.list_dataset import find_root
+from common.samples.roots import draw_toy_data, find_root, open_list, with_root
 
 BASE_CONFIG = "default"  # what --model, --backbone and --dataset start from where configs/ has no file for them
 DEFAULT_MODEL, DEFAULT_DATASET = "fcn32s", "pascal_voc"  # of the original's train.py
@@ -166,6 +165,7 @@ def apply_flags(read: Callable[[list[str]], Config], args: argparse.Namespace, i
         raise UserError("--iters and --epochs both say how long to train: give one")
     iters = args.iters
     if iters is None:
+        draw_toy_data(config.data, args.data)
         images = len(open_list(with_root(config.data, args.data), config.data.train_list))
         iters = math.ceil(args.epochs * images / config.train.batch_size)
         if is_base:

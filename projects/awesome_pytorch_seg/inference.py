@@ -19,12 +19,12 @@ from typing import Protocol
 
 from awesome_pytorch_seg.checkpoint import TrainState, load_network, read_experiment
 from awesome_pytorch_seg.config import Config
-from awesome_pytorch_seg.data.dataset import labels_of
 from awesome_pytorch_seg.protocol import Model
 from common.cli import UserError
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.runs.environment import git_commit
+from common.samples.roots import labels_of
 from common.weights.header import header_from_values
 
 import numpy as np

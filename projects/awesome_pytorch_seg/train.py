@@ -32,7 +32,7 @@ from awesome_pytorch_seg.checkpoint import (
     memory_layout,
     save_checkpoint,
 )
-from awesome_pytorch_seg.data.dataset import label_pieces, open_list, train_batches, with_root
+from awesome_pytorch_seg.data.dataset import label_pieces, train_batches
 from awesome_pytorch_seg.eval import evaluate
 from awesome_pytorch_seg.flags import parse_args
 from awesome_pytorch_seg.losses import build_loss
@@ -49,6 +49,7 @@ from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import print_scores
 from common.runs.reading import TABLE_HEADER, read_run, table_row
+from common.samples.roots import draw_toy_data, open_list, with_root
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
@@ -68,6 +69,7 @@ class Trainer:
     def __init__(self, plan: RunPlan, device: torch.device, tensorboard: bool = False):
         config = plan.config
         self.plan, self.config, self.device = plan, config, device
+        draw_toy_data(config.data, plan.data_root)
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from common.cli import UserError, did_you_mean
 from common.config.typed import load_config
+from common.samples.roots import DataConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -39,25 +40,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         one = self.finetune is None or self.backbone_weights is None
         _require(one, "finetune", "null with backbone_weights: give one of the two")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is learnt from: list files under a root, labels read through the data set's table."""
-
-    dataset: str = key(
-        "name in common/labels.py (ade20k, ade20k_151, camvid...), or custom (classes.yaml in the root)", "the original"
-    )
-    root: str = key("folder of the data set; data/toy_ade20k is drawn")
-    train_list: str = key("list file of the training images, relative to the root")
-    val_list: str = key("list file of the validation images, relative to the root")
-    mean: tuple[float, float, float] = key("RGB mean of images scaled to 0..1", "ImageNet")
-    std: tuple[float, float, float] = key("RGB standard deviation, likewise", "ImageNet")
-
-    def __post_init__(self) -> None:
-        _require(min(self.std) > 0, "std", "positive")
-        scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,8 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
+from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
-from encnet_single_gpu.config import DataConfig
-from encnet_single_gpu.data.dataset import open_list, with_root
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.inference import load_network, read_experiment
 from encnet_single_gpu.losses import mean_cross_entropy
@@ -73,6 +72,7 @@ def main() -> None:
     args = _parse_args()
     require_one_process()
     state, config = read_experiment(args.weights)
+    draw_toy_data(config.data, args.data)
     data = with_root(config.data, args.data)
     protocol = EvalProtocol.named(args.protocol, max(config.augment.crop_size), data.mean, data.std)
     scores = plan_scores(args.weights, state.step, args.split, args.output, args.protocol)

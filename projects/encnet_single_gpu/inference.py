@@ -21,10 +21,10 @@ from common.cli import UserError
 from common.config.typed import config_from_text
 from common.files import sha256_of
 from common.labels import voc_colormap
+from common.samples.roots import labels_of
 from common.weights.header import header_from_values
 from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
 from encnet_single_gpu.config import Config
-from encnet_single_gpu.data.dataset import labels_of
 from encnet_single_gpu.models import build_model
 from encnet_single_gpu.protocol import Model
 

@@ -32,7 +32,8 @@ from common.images.outputs import (
     require_cityscapes_size,
 )
 from common.labels import LabelSet, label_set, load_custom
-from common.samples.list_dataset import find_root, require_sides
+from common.samples.list_dataset import require_sides
+from common.samples.roots import find_root
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.inference import (
     ModelInfo,

@@ -12,9 +12,9 @@ from common.cli import UserError, did_you_mean
 from common.config.typed import config_from_text, read_config_text
 from common.run_log import run_id
 from common.runs.environment import git_commit
+from common.samples.roots import draw_toy_data, open_list, with_root
 from encnet_single_gpu.checkpoint import read_state
 from encnet_single_gpu.config import CONFIG_DIR, Config, options, read_config
-from encnet_single_gpu.data.dataset import open_list, with_root
 from encnet_single_gpu.flags import override_words
 from encnet_single_gpu.lr_schedule import learning_rate
 from encnet_single_gpu.models import backbone_names, model_names
@@ -125,6 +125,7 @@ def _config_of(args: argparse.Namespace, name: str) -> Config:
     if args.epochs is not None:
         if vars(args)["train.iters"] is not None:
             raise UserError("--iters and --epochs both say how long to train: give one")
+        draw_toy_data(config.data, args.data)
         images = len(open_list(with_root(config.data, args.data), config.data.train_list))
         words.append(f"train.iters={math.ceil(args.epochs * images / config.train.batch_size)}")
     return read_config(name, words)

@@ -27,6 +27,7 @@ from common.progress import Progress
 from common.run_log import Evaluation, RunLog, print_scores
 from common.runs.environment import RunEnvironment
 from common.runs.reading import TABLE_HEADER, read_run, table_row
+from common.samples.roots import draw_toy_data, open_list, toy_name, with_root
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
@@ -38,7 +39,7 @@ from encnet_single_gpu.checkpoint import (
     load_optimizer,
     save_checkpoint,
 )
-from encnet_single_gpu.data.dataset import TOY_ROOT, open_list, train_batches, with_root
+from encnet_single_gpu.data.dataset import train_batches
 from encnet_single_gpu.eval import evaluate
 from encnet_single_gpu.flags import parse_args
 from encnet_single_gpu.losses import Normalisers, SegmentationLoss
@@ -67,6 +68,7 @@ class Trainer:
     def __init__(self, plan: RunPlan, device: torch.device):
         config = plan.config
         self.plan, self.config, self.device = plan, config, device
+        draw_toy_data(config.data, plan.data_root)
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)
@@ -105,7 +107,7 @@ class Trainer:
     def dataset_name(self) -> str:
         """For tables: the embedded data is not what it is in the format of."""
         data = self.config.data
-        return f"toy_{data.dataset}" if (self.plan.data_root or data.root) == TOY_ROOT else data.dataset
+        return f"toy_{data.dataset}" if toy_name(data) and not self.plan.data_root else data.dataset
 
     def fit_memory(self) -> None:
         """Sets the micro-batch to the largest that memory allows."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from common.cli import CommandParser, UserError, positive, run_command
 from common.machine.cpu import physical_cores
-from common.samples.list_dataset import find_root
+from common.samples.roots import find_root
 from paddleseg_benchmark.data import batches as loading
 from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.training import Plan, Training, seed

@@ -15,12 +15,14 @@ from typing import Literal
 
 from common.cli import UserError, did_you_mean
 from common.config.typed import load_config
-from common.samples.list_dataset import REPOSITORY
+from common.samples.roots import REPOSITORY, DataConfig
+from common.toy_dataset import STANDARD
 from semsegpaddle_glore import original_keys
 from semsegpaddle_glore.protocol import SMALLEST_INPUT, EvalProtocol
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-TRAIN_IMAGES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "camvid": 367, "toy": 200}
+TRAIN_IMAGES = {"cityscapes": 2975, "pascal_context": 4998, "ade20k": 20210, "camvid": 367}
+TRAIN_IMAGES |= {"toy": STANDARD["toy_cityscapes_128x256"].num_train}
 """Images of the training sets, to turn epochs into iterations."""
 
 
@@ -48,23 +50,6 @@ class ModelConfig:
             raise UserError("word_embeddings is missing: ginet needs word vectors, a file such as glove.6B.300d.txt")
         if self.finetune is not None and self.backbone_weights is not None:
             raise UserError("finetune and backbone_weights both say where to start: give one of the two")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is learnt from: list files under a root, labels read through the data set's table."""
-
-    dataset: str  # a name of common/labels.py, "custom" (classes.yaml in the root) or "toy" (drawn when missing)
-    root: str
-    train_list: str  # relative to root, else to the working directory
-    val_list: str
-    mean: tuple[float, float, float]  # RGB, of images scaled to 0..1; belongs to backbone_weights
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        _require(min(self.std) > 0, "std", "positive")
-        scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,20 +27,11 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, Sample
+from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
 from common.weights.header import require_classes
 from semsegpaddle_glore.checkpoint import read_state
-from semsegpaddle_glore.config import (
-    Config,
-    DataConfig,
-    multi_scales,
-    options_of_file,
-    parse_overrides,
-    read_config,
-    take_options,
-)
-from semsegpaddle_glore.data.dataset import open_list
-from semsegpaddle_glore.data.roots import with_root
+from semsegpaddle_glore.config import Config, multi_scales, options_of_file, parse_overrides, read_config, take_options
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.devices import join_processes, require_gpu
 from semsegpaddle_glore.networks import load_network
@@ -116,6 +107,7 @@ def main() -> None:
     if args.multi_scales:
         protocol = dataclasses.replace(config.eval, scales=multi_scales(config.data.dataset))
         config = dataclasses.replace(config, eval=protocol)
+    draw_toy_data(config.data, args.data)
     data = with_root(config.data, args.data)
     scores = plan_scores(weights, state.step, args.split, output, config.eval.short_name)
     lists = {"train": data.train_list, "val": data.val_list}

@@ -23,10 +23,10 @@ from common.config.typed import config_from_text, config_to_text
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.runs.environment import git_commit
+from common.samples.roots import labels_of
 from common.weights.header import header_from_values
 from semsegpaddle_glore.checkpoint import TrainState, read_state
 from semsegpaddle_glore.config import Config
-from semsegpaddle_glore.data.dataset import labels_of
 from semsegpaddle_glore.networks import load_network
 from semsegpaddle_glore.protocol import EvalProtocol, Model
 

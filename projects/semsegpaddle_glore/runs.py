@@ -11,7 +11,7 @@ from common.cli import UserError
 from common.config.typed import config_from_text
 from common.run_log import run_id
 from common.runs.environment import git_commit
-from common.samples.list_dataset import find_root
+from common.samples.roots import find_root
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.config import CONFIG_DIR, Config, read_config
 from semsegpaddle_glore.lr_schedule import learning_rate

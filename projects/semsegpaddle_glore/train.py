@@ -27,6 +27,7 @@ from common.progress import Progress
 from common.run_log import Evaluation, RunLog, print_scores
 from common.runs.environment import RunEnvironment
 from common.runs.reading import TABLE_HEADER, read_run, table_row
+from common.samples.roots import draw_toy_data, open_list, with_root
 from common.samples.stream import BatchLoader, ValidPixels
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
@@ -39,8 +40,7 @@ from semsegpaddle_glore.checkpoint import (
     save_checkpoint,
 )
 from semsegpaddle_glore.config import options_of_file, take_options
-from semsegpaddle_glore.data.dataset import open_list, train_stream
-from semsegpaddle_glore.data.roots import with_root
+from semsegpaddle_glore.data.dataset import train_stream
 from semsegpaddle_glore.devices import join_processes, on_gpu, require_gpu
 from semsegpaddle_glore.eval import evaluate
 from semsegpaddle_glore.losses import SegmentationLoss
@@ -70,6 +70,7 @@ class Trainer:
                 f"{dist.get_world_size()} processes: make it a multiple of {pieces}"
             )
         self.plan, self.config = plan, config
+        draw_toy_data(config.data, plan.data_root)
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)

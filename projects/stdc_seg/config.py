@@ -12,6 +12,7 @@ from typing import Literal
 
 from common.cli import UserError, did_you_mean
 from common.config.typed import load_config
+from common.samples.roots import DataConfig
 from stdc_seg.protocol import EvalProtocol
 
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -30,23 +31,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.finetune is not None and self.backbone_weights is not None:
             raise UserError("finetune and backbone_weights both say where to start: give one of the two")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is learnt from: list files under a root, labels read through the data set's table."""
-
-    dataset: str  # a name of common/labels.py, "custom" (classes.yaml in the root) or "toy" (drawn when missing)
-    root: str
-    train_list: str  # relative to root
-    val_list: str
-    mean: tuple[float, float, float]  # RGB, of images scaled to 0..1; belongs to backbone_weights
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        _require(min(self.std) > 0, "std", "positive")
-        scaled = min(self.mean) >= 0 and max(self.mean + self.std) <= 1
-        _require(scaled, "mean and std", "those of images scaled to 0..1: divide values of 0..255 by 255")
 
 
 @dataclasses.dataclass(frozen=True)

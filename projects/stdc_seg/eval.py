@@ -24,11 +24,10 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.samples.list_dataset import ListDataset, require_sides
+from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
 from stdc_seg.checkpoint import load_model, read_state
-from stdc_seg.config import Config, DataConfig
-from stdc_seg.data.dataset import open_list
-from stdc_seg.data.roots import with_root
+from stdc_seg.config import Config
 from stdc_seg.data.transforms import normalize
 from stdc_seg.losses import mean_cross_entropy
 from stdc_seg.models import build_model
@@ -87,6 +86,7 @@ def main() -> None:
     join_processes()
     state = read_state(args.weights)
     config = config_from_text(Config, state.config_text, f"config in {args.weights}")
+    draw_toy_data(config.data, args.data)
     data = with_root(config.data, args.data)
     protocol = config.eval
     if args.input_scale is not None:

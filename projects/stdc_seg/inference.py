@@ -22,10 +22,10 @@ from common.config.typed import config_from_text
 from common.files import sha256_of
 from common.labels import voc_colormap
 from common.runs.environment import git_commit
+from common.samples.roots import labels_of
 from common.weights.header import header_from_values
 from stdc_seg.checkpoint import TrainState, load_model, read_state
 from stdc_seg.config import Config
-from stdc_seg.data.dataset import labels_of
 from stdc_seg.models import STDCSeg, build_model
 from stdc_seg.protocol import Model
 

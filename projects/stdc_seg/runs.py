@@ -12,7 +12,7 @@ from common.cli import UserError
 from common.config.typed import config_from_text
 from common.run_log import run_id
 from common.runs.environment import git_commit
-from common.samples.list_dataset import find_root
+from common.samples.roots import find_root
 from stdc_seg.checkpoint import read_state
 from stdc_seg.config import CONFIG_DIR, Config, read_config
 from stdc_seg.lr_schedule import learning_rate

@@ -25,6 +25,7 @@ from common.progress import Progress
 from common.run_log import Evaluation, RunLog, print_scores
 from common.runs.environment import RunEnvironment
 from common.runs.reading import TABLE_HEADER, read_run, table_row
+from common.samples.roots import draw_toy_data, open_list, with_root
 from common.samples.stream import BatchLoader, ValidPixels
 from common.weights.card import require_same_input
 from stdc_seg.checkpoint import (
@@ -35,8 +36,7 @@ from stdc_seg.checkpoint import (
     load_optimizer,
     save_checkpoint,
 )
-from stdc_seg.data.dataset import open_list, train_stream
-from stdc_seg.data.roots import with_root
+from stdc_seg.data.dataset import train_stream
 from stdc_seg.eval import evaluate
 from stdc_seg.losses import LOG_NAMES, STDCSegLoss
 from stdc_seg.lr_schedule import learning_rate
@@ -65,6 +65,7 @@ class Trainer:
                 f"{dist.get_world_size()} processes: make it a multiple of {pieces}"
             )
         self.plan, self.config = plan, config
+        draw_toy_data(config.data, plan.data_root)
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)

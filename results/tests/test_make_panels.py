@@ -4,7 +4,7 @@ import json
 
 from common.cli import UserError
 from common.labels import label_set
-from common.samples.list_dataset import draw_toy
+from common.toy_dataset import draw_toy
 from results.make_panels import COUNT, LONGEST_SIDE, labels_of, make_panels
 
 import cv2

@@ -1,63 +1,16 @@
-"""The data of an experiment: its root, its label set and its training batches."""
+"""The training batches of an experiment."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 from awesome_pytorch_seg import processes
-from awesome_pytorch_seg.config import Config, DataConfig, StageConfig
+from awesome_pytorch_seg.config import Config, StageConfig
 from awesome_pytorch_seg.data.transforms import augment, normalize
-from common.cli import UserError
-from common.labels import LabelSet, label_set, load_custom
-from common.samples.list_dataset import REPOSITORY, ListDataset, draw_toy, find_root
+from common.samples.list_dataset import ListDataset
 from common.samples.stream import BatchLoader, TrainStream
 
 import numpy as np
-
-TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
-
-
-def with_root(data: DataConfig, root: str | None = None) -> DataConfig:
-    """The config with `root` (or its own root) found on this machine; the embedded data set is drawn when missing.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    wanted = root or data.root
-    found = find_root(wanted)
-    if data.dataset == "toy" and root is None:
-        found = found or REPOSITORY / wanted
-        if processes.rank() == 0:
-            draw_toy("cityscapes", found, TOY_TRAIN, TOY_VAL, TOY_SIZE)
-        processes.wait_for_all()
-    if found is None:
-        raise UserError(
-            f"no data set in '{wanted}' (looked here and in the repository): give its place as --data, fetch it with "
-            f"data/download.py, or train on the embedded data with --config quickstart"
-        )
-    return dataclasses.replace(data, root=str(found))
-
-
-def labels_of(config: DataConfig) -> LabelSet:
-    """The label set of a config: by name, or classes.yaml in the root for "custom".
-
-    Raises:
-        UserError: Unknown name, missing or wrong classes.yaml.
-    """
-    if config.dataset == "custom":
-        return load_custom(Path(config.root) / "classes.yaml")
-    return label_set("cityscapes" if config.dataset == "toy" else config.dataset)
-
-
-def open_list(config: DataConfig, list_name: str) -> ListDataset:
-    """The data set of one list file of the config's root.
-
-    Raises:
-        UserError: See `labels_of` and `ListDataset`.
-    """
-    return ListDataset(labels_of(config), config.root, list_name)
 
 
 def train_stream(dataset: ListDataset, config: Config, stage: StageConfig) -> TrainStream:

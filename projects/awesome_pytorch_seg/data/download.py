@@ -28,7 +28,7 @@ from awesome_pytorch_seg.data.sources import SOURCES, Archive, Source
 from awesome_pytorch_seg.data.transfer import ResumingDownloader
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write, sha256_of
-from common.samples.list_dataset import REPOSITORY
+from common.samples.roots import REPOSITORY
 
 import pooch
 from filelock import FileLock, Timeout

@@ -1,5 +1,5 @@
 from awesome_pytorch_seg.config import AugmentConfig, StageConfig, read_config
-from awesome_pytorch_seg.data.dataset import open_list, train_batches
+from awesome_pytorch_seg.data.dataset import train_batches
 from awesome_pytorch_seg.data.transforms import (
     augment,
     centre_crop,
@@ -9,6 +9,7 @@ from awesome_pytorch_seg.data.transforms import (
     resize_pair,
 )
 from common.cli import UserError
+from common.samples.roots import open_list
 
 import numpy as np
 import pytest

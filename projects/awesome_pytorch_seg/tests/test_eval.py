@@ -1,8 +1,7 @@
-from awesome_pytorch_seg.config import DataConfig
-from awesome_pytorch_seg.data.dataset import open_list
 from awesome_pytorch_seg.eval import evaluate, main
 from awesome_pytorch_seg.protocol import PROTOCOLS, EvalProtocol, class_scores, windows
 from common.cli import UserError
+from common.samples.roots import DataConfig, open_list
 
 import numpy as np
 import pytest

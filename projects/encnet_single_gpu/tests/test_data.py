@@ -1,13 +1,11 @@
 import dataclasses
 
-from common.cli import UserError
+from common.samples.roots import open_list
 from encnet_single_gpu.config import read_config
-from encnet_single_gpu.data import dataset as dataset_module
-from encnet_single_gpu.data.dataset import open_list, train_batches, with_root
+from encnet_single_gpu.data.dataset import train_batches
 from encnet_single_gpu.data.transforms import augment, blur, jitter_color, normalize, random_scale, rotate
 
 import numpy as np
-import pytest
 from encnet_runs import write_data
 
 FILL = (124, 116, 104)
@@ -114,17 +112,3 @@ def test_batches_follow_from_seed_and_step(tmp_path):
     images, label, indices = whole[0]
     assert (images.shape, images.dtype) == ((2, 3, 40, 48), np.float32)
     assert (label.shape, label.dtype, indices.shape) == ((2, 40, 48), np.int64, (2,))
-
-
-def test_the_embedded_data_set_is_drawn_where_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(dataset_module, "TOY_IMAGES", (2, 1))
-    monkeypatch.setattr("common.samples.list_dataset.REPOSITORY", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    data = with_root(read_config("quickstart").data)
-    assert len(open_list(data, "train.txt")) == 2
-    sample = open_list(dataclasses.replace(data, dataset="ade20k_151"), "val.txt").load(0)
-    assert sample.label.shape == dataset_module.TOY_SIZE
-    assert sample.label.max() <= 150
-    with pytest.raises(UserError, match="no data set in 'nowhere'"):
-        with_root(data, "nowhere")

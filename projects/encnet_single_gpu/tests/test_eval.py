@@ -1,8 +1,8 @@
 import dataclasses
 
 from common.metrics import ConfusionMatrix
+from common.samples.roots import open_list
 from encnet_single_gpu.config import read_config
-from encnet_single_gpu.data.dataset import open_list
 from encnet_single_gpu.eval import evaluate
 from encnet_single_gpu.protocol import EvalProtocol, class_scores, window_starts
 

@@ -11,18 +11,18 @@ from common.cli import UserError
 from common.images.read import read_image, read_label
 from common.labels import IGNORE, LabelSet, label_set, load_custom
 from common.lists.list_file import read_list
-from common.samples.list_dataset import REPOSITORY, draw_toy, find_root
+from common.samples.roots import REPOSITORY, find_root
+from common.toy_dataset import STANDARD, draw_toy
 from paddleseg_benchmark.zoo import zoo
 from paddleseg_benchmark.zoo.zoo import ZooConfig
 
 import cv2
 import numpy as np
 import paddle
-import paddle.distributed as dist
 from paddleseg.cvlibs import SegBuilder
 
-TOY_ROOT = "data/toy_cityscapes_128x256"
-TOY_TRAIN, TOY_VAL, TOY_SIZE = 200, 50, (128, 256)
+TOY = STANDARD["toy_cityscapes_128x256"]
+TOY_ROOT, TOY_SIZE = "data/toy_cityscapes_128x256", TOY.size
 CITYSCAPES_FOLDERS = ("leftImg8bit", "gtFine")
 
 
@@ -91,10 +91,7 @@ def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
     root = find_root(section["dataset_root"])
     if is_embedded(config):
         root = REPOSITORY / TOY_ROOT
-        if dist.get_rank() == 0:
-            draw_toy("cityscapes", root, TOY_TRAIN, TOY_VAL, TOY_SIZE)
-        if dist.get_world_size() > 1:
-            dist.barrier()
+        draw_toy(TOY.layout, root, TOY.num_train, TOY.num_val, TOY.size)  # one process draws, the others wait
     if root is None:
         raise UserError(f"{where}: no folder '{section['dataset_root']}': correct dataset_root")
     pairs, in_its_place = None, {}

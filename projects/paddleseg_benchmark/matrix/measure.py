@@ -170,8 +170,9 @@ def batches(cell: Cell, count: int) -> Iterator[Batch]:
 def _toy_batches(cell: Cell, count: int) -> Iterator[Batch]:
     """Crops of images of twice the size, read, cropped, flipped and normalised by threads while a step runs."""
     from common.labels import label_set
-    from common.samples.list_dataset import ListDataset, draw_toy
+    from common.samples.list_dataset import ListDataset
     from common.samples.stream import BatchLoader, TrainStream
+    from common.toy_dataset import draw_toy
 
     size = (2 * cell.height, 2 * cell.width)
     root = TOY_ROOT / f"toy_{size[0]}x{size[1]}"

@@ -4,9 +4,10 @@ import itertools
 
 from common.config.typed import config_to_text
 from common.samples.list_dataset import ListDataset
+from common.samples.roots import labels_of
 from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
 from semsegpaddle_glore.config import read_config
-from semsegpaddle_glore.data.dataset import labels_of, train_stream
+from semsegpaddle_glore.data.dataset import train_stream
 from semsegpaddle_glore.eval import evaluate
 from semsegpaddle_glore.export import export
 from semsegpaddle_glore.losses import SegmentationLoss

@@ -1,17 +1,14 @@
 import dataclasses
 import shutil
-from pathlib import Path
 
 from common.cli import UserError
 from common.dataset_list import make_lists
-from common.labels import label_set
-from common.samples.list_dataset import REPOSITORY
+from common.samples.roots import open_list
 from common.samples.stream import BatchLoader
 from common.toy_dataset import write_toy_dataset
 from semsegpaddle_glore.config import read_config
-from semsegpaddle_glore.data import roots, transforms
-from semsegpaddle_glore.data.dataset import labels_of, open_list, train_stream
-from semsegpaddle_glore.data.roots import with_root
+from semsegpaddle_glore.data import transforms
+from semsegpaddle_glore.data.dataset import train_stream
 from semsegpaddle_glore.data.transforms import (
     augment,
     gaussian_blur,
@@ -83,7 +80,7 @@ def test_cityscapes(written, kind, tmp_path):
     assert (len(open_list(data, "val.txt")), len(open_list(data, "trainval.txt"))) == (2, 6)
     assert (len(open_list(data, "train+.txt")), len(open_list(data, "train++.txt"))) == (4 + 1, 4 + 2 + 1)
     sample = dataset.load(0)
-    path = Path(sample.name)
+    path = dataset.pairs[0].label
     assert path.name.endswith({"trainIds": "labelTrainIds.png", "labelIds": "labelIds.png"}[kind])
     path = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
     train_ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -139,35 +136,6 @@ def test_a_wrong_value_names_the_file(written, tmp_path):
     cv2.imwrite(str(dataset.pairs[1].label), label)
     with pytest.raises(UserError, match=rf"{dataset.pairs[1].label.name}: not label values of 'ade20k': 200"):
         dataset.load(1)
-
-
-def test_labels_of_the_data_sets(tmp_path):
-    assert labels_of(CONFIG.data).class_names == label_set("cityscapes").class_names
-    (tmp_path / "classes.yaml").write_text("name: mine\nclasses: [a, b]\n")
-    assert labels_of(data_config("custom", tmp_path)).class_names == ("a", "b")
-    for wrong, right in (("ade20", "ade20k"), ("costum", "custom")):
-        with pytest.raises(UserError, match=f"unknown data set '{wrong}': did you mean '{right}'"):
-            labels_of(data_config(wrong, tmp_path))
-
-
-def test_roots(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "mine").mkdir(parents=True)
-    assert with_root(data_config("cityscapes", "data/mine")).root == "data/mine"
-    assert with_root(CONFIG.data, "data/mine").root == "data/mine"
-    with pytest.raises(UserError, match="no data set in 'data/nowhere'.*--config quickstart"):
-        with_root(data_config("cityscapes", "data/nowhere"))
-
-
-def test_the_embedded_data_is_drawn_when_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(roots, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(roots, "TRAIN_IMAGES", {"toy": 3})
-    monkeypatch.setattr(roots, "TOY_VAL", 2)
-    data = with_root(dataclasses.replace(CONFIG.data, root="data/drawn_by_a_test"))
-    assert data.root == str(tmp_path / "data" / "drawn_by_a_test")
-    assert (len(open_list(data, "train.txt")), len(open_list(data, "val.txt"))) == (3, 2)
-    assert open_list(data, "val.txt").load(0).label.shape == (128, 256)
-    assert not (REPOSITORY / "data" / "drawn_by_a_test").exists()
 
 
 # -- transforms -------------------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from common.cli import UserError
 from common.metrics import ConfusionMatrix
+from common.samples.roots import DataConfig, open_list
 from common.toy_dataset import write_toy_dataset
 from stdc_seg import paddleseg_compat
 from stdc_seg.checkpoint import TrainState, save_checkpoint
-from stdc_seg.config import DataConfig, read_config
-from stdc_seg.data.dataset import open_list
+from stdc_seg.config import read_config
 from stdc_seg.eval import evaluate
 from stdc_seg.models import build_model
 from stdc_seg.optimizer import build_optimizer
