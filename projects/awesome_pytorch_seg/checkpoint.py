@@ -116,6 +116,7 @@ def build_network(config: ModelConfig, num_classes: int) -> nn.Module:
         num_classes,
         output_stride=config.output_stride,
         backbone_weights=config.backbone_weights,
+        variant=config.variant,
     )
 
 
@@ -204,13 +205,13 @@ def load_average(path: str | os.PathLike, average: WeightAverage) -> None:
 
 
 def load_optimizer(path: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fills the optimizer's moments from a checkpoint.
+    """Fills the optimizer's moments of what is trained from a checkpoint.
 
     Raises:
         UserError: The checkpoint was saved without, or for another network.
     """
     stored = _tensors(path, "optimizer.")
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if {name.rpartition(".")[0] for name in stored} != set(parameters):
         raise UserError(f"{path}: holds no optimizer state for this network: resume from last.safetensors of its run")
     _refuse_other_moments(stored, parameters, path)

@@ -31,6 +31,7 @@ class ModelConfig:
     backbone: str | None  # null: the network's default, or none where the network has no separate one
     backbone_weights: str | None = None  # ImageNet's: a local file, or "package" (of pip); null: random
     output_stride: int | None = None  # of the backbone's last features; null: the network's own
+    variant: str | None = None  # which statement of the network, where there are several; null: the network's first
     finetune: str | None = None  # a checkpoint of train.py to start from, of these or other classes; null: none
 
     def __post_init__(self) -> None:
@@ -155,6 +156,7 @@ class TrainConfig:
     log_every: int
     seed: int
     accumulate: int = 1  # a batch goes through in so many parts, whose gradients are averaged: less memory
+    encoder_iters: int = 0  # ENet: so many of `iters` train the encoder alone; then optimizer and rate begin anew
     compile: bool = False  # torch.compile: minutes at the start, for a faster step
 
     def __post_init__(self) -> None:
@@ -162,6 +164,13 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, "at least 1")
         _require(self.num_workers >= 0, "num_workers", "0 or more")
         _require(0 <= self.seed < 2**31, "seed", "0 or more, below 2**31")
+        _require(0 <= self.encoder_iters < self.iters, "encoder_iters", "0 or more, and less than iters")
+
+    def part_at(self, step: int) -> tuple[int, int]:
+        """First step and length of the part of the training that update number `step` (from 0) belongs to."""
+        if step < self.encoder_iters:
+            return 0, self.encoder_iters
+        return self.encoder_iters, self.iters - self.encoder_iters
 
 
 @dataclasses.dataclass(frozen=True)

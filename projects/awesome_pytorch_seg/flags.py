@@ -171,6 +171,8 @@ def apply_flags(read: Callable[[list[str]], Config], args: argparse.Namespace, i
         if is_base:
             words.insert(0, f"train.eval_every={math.ceil(images / config.train.batch_size)}")
     words.append(f"train.iters={iters}")
+    if config.train.encoder_iters and not any(word.startswith("train.encoder_iters=") for word in args.overrides):
+        words.append(f"train.encoder_iters={config.train.encoder_iters * iters // config.train.iters}")
     if args.warmup_iters is None:
         words.append(f"schedule.warmup_iters={config.schedule.warmup_iters * iters // config.train.iters}")
     return _with_crop(read(words), args.crop_size)

@@ -181,6 +181,21 @@ class EncNetLoss(OutputsLoss):
         return total + self.presence_weight * presence, {**parts, "presence": presence}
 
 
+class ENetLoss(OutputsLoss):
+    """ENet's: the pixel loss of the logits; those of the encoder alone meet every eighth pixel of the label.
+
+    Reference: e-lab/ENet-training, train/data/loadCamVid.lua (labels are picked, of 8x8 pixels the first).
+    """
+
+    stride = 8
+
+    def forward(self, outputs: dict[str, Any], label: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns (total, parts)."""
+        if outputs["logits"].shape[2:] != label.shape[1:]:
+            label = label[:, :: self.stride, :: self.stride]
+        return super().forward(outputs, label)
+
+
 class ICNetLoss(nn.Module):
     """ICNet's cascade label guidance: pixel losses at strides 4, 8 and 16, each with the label at that size.
 
@@ -208,6 +223,7 @@ class ICNetLoss(nn.Module):
 
 
 LOSSES: dict[str, Callable[[PixelLoss], nn.Module]] = {
+    "enet": ENetLoss,
     "icnet": ICNetLoss,
     "encnet": EncNetLoss,
     "bisenet": partial(OutputsLoss, aux_weight=1.0),

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer, its parameters grouped by rate and weight decay.
+    """The optimizer of what is trained, its parameters grouped by rate and weight decay.
 
     Where the network has a backbone, everything else learns at `head_lr_factor` times the rate. Parameters of one
     dimension (normalisation, biases, slopes) decay only if `decay_norm_and_bias`. `set_learning_rate` sets the rate.
@@ -19,6 +19,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     in_backbone = {id(p) for p in model.backbone.parameters()} if hasattr(model, "backbone") else None
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         factor = 1.0 if in_backbone is None or id(parameter) in in_backbone else config.head_lr_factor
         decay = config.weight_decay if config.decay_norm_and_bias or parameter.ndim > 1 else 0.0
         groups.setdefault((factor, decay), []).append(parameter)

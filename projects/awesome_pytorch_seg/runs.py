@@ -108,7 +108,8 @@ def _refuse_other_experiment(config: Config, asked: Config, changes_length: bool
     """A resumed run keeps its experiment: the same flags again are fine, others are not."""
     asked, stored = dataclasses.asdict(asked), dataclasses.asdict(config)
     if changes_length:  # judged by --extend
-        asked["train"]["iters"] = stored["train"]["iters"]
+        for name in ("iters", "encoder_iters"):
+            asked["train"][name] = stored["train"][name]
         asked["schedule"]["warmup_iters"] = stored["schedule"]["warmup_iters"]
     sections = [name for name, value in asked.items() if isinstance(value, dict)]
     changed = [f"{s}.{key}" for s in sections for key in asked[s] if asked[s][key] != stored[s][key]]

@@ -79,21 +79,19 @@ class Trainer:
         self._check_input()
         self.model = self._build_model()
         self.loss = build_loss(config.model.name, config.loss, self.labels.num_classes).to(device)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
         decay = config.optimizer.ema_decay
         self.average = None if decay is None else WeightAverage(self.model, decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
         self.step, self.best_miou, self.best_step = 0, math.nan, 0
         self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
-        if plan.checkpoint is not None:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        if plan.checkpoint is None:
+            self._begin_part()
+        else:
             self._load(plan.checkpoint)
-        self.network = self.model
-        if processes.world_size() > 1:
-            self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
-        self.forward = torch.compile(self.network) if config.train.compile else self.network
         self.log = None
         if processes.rank() == 0:
-            env = describe_run(plan, self.train_set, self.val_set, self.model, self.step)
+            env = describe_run(plan, self.train_set, self.val_set, self.device, parameters, self.step)
             self.log = TrainingLog(plan, self.loss.names, self.labels.class_names, self.step, env, tensorboard)
 
     @property
@@ -110,6 +108,8 @@ class Trainer:
             ready = time.perf_counter()
             for images, label, indices in train_batches(self.train_set, self.config, self.step):
                 loaded = time.perf_counter()
+                if self.step == train.encoder_iters > 0 and self.encoder_alone:
+                    self._begin_part()
                 valid.look_at(label)
                 row = self._update(images, label, indices)
                 self.step += 1
@@ -130,6 +130,27 @@ class Trainer:
         if self.log is not None:
             self.log.close()
 
+    @property
+    def encoder_alone(self) -> bool:
+        """Whether the encoder is trained without the decoder now."""
+        return getattr(self.model, "encoder_alone", False)
+
+    def _begin_part(self) -> None:
+        """Sets what is trained from this step on, the encoder alone or all, with a new optimizer."""
+        train = self.config.train
+        if train.encoder_iters:
+            for network in {self.model, self.evaluated}:
+                network.train_encoder_alone(self.step < train.encoder_iters)
+            if self.average is not None:
+                self.average.model.requires_grad_(False)
+            what = "the encoder alone" if self.encoder_alone else "encoder and decoder"
+            processes.say(f"from step {self.step}: {what}")
+        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        self.network = self.model
+        if processes.world_size() > 1:
+            self.network = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.forward = torch.compile(self.network) if train.compile else self.network
+
     def _check_input(self) -> None:
         """Refuses or warns of images that are normalised otherwise than those of the backbone's weights were."""
         model, data = self.config.model, self.config.data
@@ -147,6 +168,11 @@ class Trainer:
         if self.plan.checkpoint is not None:  # which holds the backbone as well
             config = dataclasses.replace(config, backbone_weights=None)
         network = build_network(config, self.labels.num_classes)
+        if self.config.train.encoder_iters and not hasattr(network, "train_encoder_alone"):
+            raise UserError(
+                f"train.encoder_iters: network '{config.name}', variant {config.variant}, has no encoder that is "
+                f"trained alone: set it to 0, or take model.name=enet model.variant=authors"
+            )
         network = network.to(self.device, memory_format=self.layout)
         if self.plan.checkpoint is None:
             for layer in network.modules():
@@ -163,7 +189,8 @@ class Trainer:
     def _update(self, images: np.ndarray, label: np.ndarray, indices: np.ndarray) -> dict[str, float]:
         """One optimizer step; a loss that is no number stops the run before it. Returns what is logged of it."""
         train, optimizer = self.config.train, self.config.optimizer
-        rate = learning_rate(self.step, train.iters, optimizer.learning_rate, self.config.schedule)
+        start, length = train.part_at(self.step)
+        rate = learning_rate(self.step - start, length, optimizer.learning_rate, self.config.schedule)
         set_learning_rate(self.optimizer, rate)
         # Dropout: the same in a resumed run, another in each process.
         torch.manual_seed(train.seed * 2**32 + processes.rank() * 2**24 + self.step)
@@ -226,11 +253,12 @@ class Trainer:
         processes.share_buffers(self.evaluated)
         result = evaluate(self.evaluated, self.val_set, self.data, protocol, f"val at {self.step}")
         miou = result.matrix.mean_iou()
-        is_best = not miou <= self.best_miou  # also when there was none before
+        is_best = not miou <= self.best_miou and not self.encoder_alone  # also when there was none before
         if is_best:
             self.best_miou, self.best_step = miou, self.step
         if self.log is not None:
-            self.log.evaluation(self.step, result)
+            if not self.encoder_alone:  # whose scores are not the network's
+                self.log.evaluation(self.step, result)
             bar.event(
                 f"step {self.step}/{train.iters}: val mIoU {100 * miou:.2f} %  loss {result.loss:.4f}  "
                 f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
@@ -260,12 +288,14 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         state = load_model(checkpoint, self.model, self.labels.class_names)
-        load_optimizer(checkpoint, self.model, self.optimizer)
+        self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
+        self._begin_part()
+        if self.step != self.config.train.encoder_iters:  # where the stored one ends with the encoder's part
+            load_optimizer(checkpoint, self.model, self.optimizer)
         if self.average is not None:
             load_average(checkpoint, self.average)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
 
     def _stop_at_nonfinite_loss(self, value: float, indices: np.ndarray) -> None:
         names = [str(self.train_set.pairs[int(index)].image) for index in indices]

@@ -13,7 +13,6 @@ from common.samples.list_dataset import ListDataset
 from common.weights.package import weight_file
 
 import torch
-from torch import nn
 
 
 class TrainingLog:
@@ -75,12 +74,11 @@ class TrainingLog:
 
 
 def describe_run(
-    plan: RunPlan, train_set: ListDataset, val_set: ListDataset, model: nn.Module, step: int
+    plan: RunPlan, train_set: ListDataset, val_set: ListDataset, device: torch.device, parameters: int, step: int
 ) -> RunEnvironment:
     """What env.json says of a run that starts or goes on at `step`."""
     config, log, resumed = plan.config, RunLog(plan.folder), plan.checkpoint is not None
     weights = None if resumed else weight_file(config.model.backbone_weights, config.model.backbone)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return RunEnvironment.here(
         ("torch", "torchvision", "timm", "numpy", "opencv-python-headless"),
         project="awesome_pytorch_seg",
@@ -92,9 +90,9 @@ def describe_run(
         val_images=len(val_set),
         class_names=train_set.labels.class_names,
         processes=processes.world_size(),
-        device=parameters[0].device.type,
+        device=device.type,
         torch_threads=torch.get_num_threads(),
-        trainable_parameters=sum(parameter.numel() for parameter in parameters),
+        trainable_parameters=parameters,
         **log.start_digests(resumed, backbone_weights=weights, finetune=config.model.finetune),
         resumed_at_step=step,
     )

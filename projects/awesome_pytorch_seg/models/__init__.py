@@ -19,6 +19,7 @@ from awesome_pytorch_seg.models.denseaspp import DenseASPP
 from awesome_pytorch_seg.models.dunet import DUNet
 from awesome_pytorch_seg.models.encnet import EncNet
 from awesome_pytorch_seg.models.enet import ENet
+from awesome_pytorch_seg.models.enet_davidtvs import ENetOfDavidtvs
 from awesome_pytorch_seg.models.fcn import FCN
 from awesome_pytorch_seg.models.icnet import ICNet
 from awesome_pytorch_seg.models.ocnet import OCNet
@@ -36,24 +37,27 @@ class ModelEntry:
 
     Attributes:
         build: (num_classes=...; backbone=..., backbone_weights=... if there are backbones; output_stride=... if there
-            are output strides) -> network.
+            are output strides; variant=... if there are variants) -> network.
         backbones: Names that `backbone` may have, the default first; empty where the network has no separate backbone.
         output_strides: What the backbone's output stride may be, the default first; empty where it is fixed.
+        variants: Names of the statements of the network, the default first; empty where there is one.
     """
 
     build: Callable[..., nn.Module]
     backbones: tuple[str, ...] = ()
     output_strides: tuple[int, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 BOTTLENECK_RESNETS = tuple(name for name in RESNETS if name != "resnet18")
 DILATED_RESNETS = ("resnet50", *(name for name in RESNETS if name != "resnet50"))
+ENETS = {"authors": ENet, "davidtvs": ENetOfDavidtvs}
 
 MODELS = {
     "fcn32s": ModelEntry(partial(FCN, stride=32), VGGS),
     "fcn16s": ModelEntry(partial(FCN, stride=16), VGGS),
     "fcn8s": ModelEntry(partial(FCN, stride=8), VGGS),
-    "enet": ModelEntry(ENet),
+    "enet": ModelEntry(lambda variant, **options: ENETS[variant](**options), variants=tuple(ENETS)),
     "pspnet": ModelEntry(PSPNet, (*DILATED_RESNETS, *LITES), (8, 16, 32)),
     "icnet": ModelEntry(ICNet, ("resnet50_half", *BOTTLENECK_RESNETS)),
     "deeplabv3": ModelEntry(DeepLabV3, (*DILATED_RESNETS, "xception65", *LITES), (8, 16)),
@@ -77,6 +81,7 @@ def build_model(
     *,
     output_stride: int | None = None,
     backbone_weights: str | None = None,
+    variant: str | None = None,
 ) -> nn.Module:
     """Builds a network with random weights, or with those of a file in its backbone.
 
@@ -86,9 +91,11 @@ def build_model(
         num_classes: Number of classes.
         output_stride: Of the backbone's last features; None is the network's own.
         backbone_weights: A local file of the backbone's ImageNet weights.
+        variant: One of the network's variants; None is its first.
 
     Raises:
-        UserError: Unknown name; a backbone or output stride that the network cannot have; a file that does not fit.
+        UserError: Unknown name; a backbone, variant or output stride that the network cannot have; a file that does
+            not fit.
     """
     entry = _entry(name)
     options = {"num_classes": num_classes}
@@ -102,6 +109,11 @@ def build_model(
             valid = " or ".join(map(str, entry.output_strides)) or "leave it out, this network has its own"
             raise UserError(f"network '{name}' has no output stride {output_stride}: {valid}")
         options["output_stride"] = output_stride
+    if variant is not None and variant not in entry.variants:
+        valid = did_you_mean(variant, list(entry.variants)) if entry.variants else "leave it out, there is only one"
+        raise UserError(f"network '{name}' has no variant '{variant}': {valid}")
+    if entry.variants:
+        options["variant"] = variant or entry.variants[0]
     return entry.build(**options)
 
 

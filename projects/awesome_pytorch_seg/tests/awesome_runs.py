@@ -73,9 +73,9 @@ def without_new_keys(config_text):
     """A config as the first version wrote it."""
     config = yaml.safe_load(config_text)
     new = {
-        "model": ("backbone_weights", "output_stride", "finetune"),
+        "model": ("backbone_weights", "output_stride", "variant", "finetune"),
         "augment": ("base_size", "blur_probability"),
-        "train": ("accumulate", "compile"),
+        "train": ("accumulate", "encoder_iters", "compile"),
         "eval": ("window", "stride", "centre_crop"),
     }
     for section, keys in new.items():
