@@ -60,7 +60,8 @@ def test_a_network_of_other_classes_takes_all_but_the_classifier(data, trained, 
     anew = ["classifier.bias", "classifier.weight", "encoder_classifier.bias", "encoder_classifier.weight"]
     assert all(value.equal(start[name] if name in anew else stored[name]) for name, value in own.items())
     assert own["classifier.weight"].shape[1] == 5
-    line = f"{trained}: loaded {len(own) - len(anew)} of {len(own)} tensors; begin anew: {', '.join(name for name in own if name in anew)}\n"
+    names = ", ".join(name for name in own if name in anew)
+    line = f"{trained}: loaded {len(own) - len(anew)} of {len(own)} tensors; begin anew: {names}\n"
     assert printed.count(line) == 1
     assert trainer.step == 0
     assert not trainer.optimizer.state
@@ -78,7 +79,7 @@ def test_a_network_of_the_same_classes_takes_all_and_goes_on_with_its_loss(data,
     run = read_run(run_folder(tmp_path / "run"))
     assert float(run.train[0]["loss"]) == pytest.approx(expected["loss"], rel=1e-6)
     assert run.env["finetune_sha256"] == sha256_of(trained)
-    assert run.env["backbone_weights_sha256"] is None
+    assert run.env.get("backbone_weights_sha256") is None
     assert read_run(trained.parent).env["finetune_sha256"] is None
 
 
