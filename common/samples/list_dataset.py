@@ -56,8 +56,17 @@ class ListDataset:
             )
         if image.shape[:2] != raw.shape:
             raise UserError(f"{pair.label}: label is {raw.shape}, image {image.shape[:2]}: they must be the same size")
-        labels = label_set_of_file(pair.label, self.labels)
-        return Sample(image, labels.encode(raw, source=pair.label))
+        return Sample(image, self._train_ids(raw, pair.label))
+
+    def label(self, index: int) -> np.ndarray:
+        """The label of pair number `index` alone: uint8 train ids (H, W)."""
+        path = self.pairs[index].label
+        return self._train_ids(read_label(path), path)
+
+    def _train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
+        if raw.ndim != 2:
+            raise UserError(f"{path}: a label has one channel of ids, this has {raw.shape[2]}: convert the colours")
+        return label_set_of_file(path, self.labels).encode(raw, source=path)
 
 
 def require_sides(path: str | os.PathLike, size: tuple[int, int], scale: float) -> None:
