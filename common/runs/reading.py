@@ -62,6 +62,8 @@ TABLE_HEADER = """\
 def table_row(run: Run) -> str:
     """The run as a row under `TABLE_HEADER`: mIoU in per cent of the best checkpoint by validation, and of the last.
 
+    Where classes occur in neither labels nor predictions, the row says over how many the mean is.
+
     Raises:
         UserError: The run has no evaluation.
     """
@@ -69,9 +71,12 @@ def table_row(run: Run) -> str:
     if best is None:
         raise UserError(f"{run.folder}: no evaluation with a score yet")
     last = run.validations[-1]
+    absent = [name for name in best["absent_classes"].split(" | ") if name]
+    classes = sum(row["step"] == best["step"] and row["split"] == best["split"] for row in run.per_class)
+    over = f", over {classes - len(absent)} of {classes} classes" if absent else ""
     cells = (
         *(run.env["project"], run.env["config"], f"{run.env['dataset']}, {best['split']}", best["protocol"]),
-        f"{float(best['miou_percent']):.2f} ({float(last['miou_percent']):.2f})",
+        f"{float(best['miou_percent']):.2f} ({float(last['miou_percent']):.2f}){over}",
         *(last["step"], f"1 (seed {run.env['seed']})", run.env["scope"], run.folder.name),
     )
     return f"| {' | '.join(cells)} |"

@@ -97,7 +97,10 @@ def test_table_row(log):
     env = {"project": "stdc_seg", "config": "quick", "dataset": "toy", "seed": 3, "scope": "smoke"}
     log.start("seed: 3\n", env)
     row = table_row(read_run(log.folder))
-    assert row == "| stdc_seg | quick | toy, val | ss | 100.00 (100.00) | 4 | 1 (seed 3) | smoke | run |"
+    assert (
+        row
+        == "| stdc_seg | quick | toy, val | ss | 100.00 (100.00), over 2 of 3 classes | 4 | 1 (seed 3) | smoke | run |"
+    )
     assert row.count("|") == TABLE_HEADER.splitlines()[0].count("|")
     RunLog(log.folder, COLUMNS).trim(0)
     with pytest.raises(UserError, match="no evaluation"):
@@ -240,7 +243,7 @@ def test_a_test_score_never_makes_a_checkpoint_the_best(finished):
     run.env.update(dict.fromkeys(("project", "config", "dataset", "seed", "scope"), "x"))
     last = run.validations[-1]
     assert (last["step"], last["split"]) == ("6", "val")
-    assert f"x, val | ss | 100.00 ({float(last['miou_percent']):.2f}) | 6 |" in table_row(run)
+    assert f"x, val | ss | 100.00 ({float(last['miou_percent']):.2f}), over 2 of 3 classes | 6 |" in table_row(run)
 
 
 @pytest.mark.parametrize(
