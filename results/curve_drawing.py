@@ -1,4 +1,7 @@
-"""mIoU against iterations, the published number beside it: one PNG for each row that has a curve."""
+"""mIoU against iterations, the published number beside it: one PNG for each row that has a curve.
+
+Each seed is a thin line; several seeds have their mean as a thick one. The test score stands where its checkpoint does.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.experiments import Overlay
 from results.sealed_png import is_sealed, seal
 from results.table_rows import TableRow
 
@@ -22,17 +26,10 @@ def curve_spec(row: TableRow) -> Spec | None:
     """What the image of a row shows, as plain values; None for a row without a curve."""
     if not any(len(series.evaluations) > 1 for series in row.series):
         return None
-    lines = [
-        {
-            "label": f"seed {run.env['seed']}: best {series.best.miou_percent:.2f}",
-            "steps": [evaluation.step for evaluation in series.evaluations],
-            "miou_percent": [evaluation.miou_percent for evaluation in series.evaluations],
-        }
-        for run, series in zip(row.runs, row.series, strict=True)
-    ]
+    lines = lines_of(row)
     references = [
         {
-            "label": f"{comparison.reference.kind} {comparison.reference.value:.2f}"
+            "label": f"{comparison.reference.kind}, {comparison.reference.split} {comparison.reference.value:.2f}"
             + ("" if comparison.delta is not None else " (not comparable)"),
             "value": comparison.reference.value,
             "comparable": comparison.delta is not None,
@@ -40,7 +37,32 @@ def curve_spec(row: TableRow) -> Spec | None:
         for comparison in row.comparisons
     ]
     title = f"{row.project} {row.config}: {row.data}, {row.split}, {row.protocol}"
-    return {"title": title, "lines": lines, "references": references}
+    return {"title": title, "lines": lines, "references": references, "mean": len(lines) > 1}
+
+
+def lines_of(row: TableRow, before: str = "") -> list[dict[str, Any]]:
+    """The curve of each seed, its name behind `before`."""
+    return [
+        {
+            "label": f"{before}seed {run.env['seed']}: best val {series.best.miou_percent:.2f}",
+            "steps": [evaluation.step for evaluation in series.evaluations],
+            "miou_percent": [evaluation.miou_percent for evaluation in series.evaluations],
+            "test": [test.best.step, test.best.miou_percent] if test is not None else None,
+        }
+        for run, series, test in zip(row.runs, row.series, row.tests, strict=True)
+    ]
+
+
+def overlay_spec(overlay: Overlay, rows: Sequence[TableRow]) -> Spec | None:
+    """What the image of several rows shows; None unless each of them has a curve."""
+    by_name: dict[str, TableRow] = {}
+    for row in rows:
+        if row.kind == "photographs" and "~" not in row.row_id:
+            by_name.setdefault(f"{row.project}/{row.config}", row)
+    if not all(name in by_name for name in overlay.rows):
+        return None
+    lines = [line for name in overlay.rows for line in lines_of(by_name[name], f"{name.partition('/')[0]}, ")]
+    return {"title": overlay.title, "lines": lines, "references": [], "mean": False}
 
 
 def spec_digest(spec: Spec) -> str:
@@ -79,9 +101,17 @@ def draw_all(specs: Sequence[Spec]) -> list[bytes]:
 
 
 def _draw(axes: Axes, spec: Spec) -> None:
+    thin = len(spec["lines"]) > 1
     for number, line in enumerate(spec["lines"]):
-        look = {"color": f"C{number % 10}", "marker": "o", "markersize": 3, "linewidth": 1.6}
+        colour = f"C{number % 10}"
+        look = {"color": colour, "marker": "o", "markersize": 2 if thin else 3, "linewidth": 0.9 if thin else 1.6}
         axes.plot(line["steps"], line["miou_percent"], label=_plain(line["label"]), **look)
+        if line["test"]:
+            step, score = line["test"]
+            axes.plot([step], [score], color=colour, marker="D", markersize=6, linestyle="", label=f"test {score:.2f}")
+    if spec["mean"] and len({tuple(line["steps"]) for line in spec["lines"]}) == 1:
+        means = [sum(values) / len(values) for values in zip(*(x["miou_percent"] for x in spec["lines"]), strict=True)]
+        axes.plot(spec["lines"][0]["steps"], means, color="0.15", linewidth=2.2, label="mean of the seeds")
     for reference in spec["references"]:
         style = "--" if reference["comparable"] else ":"
         axes.axhline(reference["value"], color="0.35", linestyle=style, linewidth=1.2, label=_plain(reference["label"]))

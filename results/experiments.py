@@ -122,8 +122,33 @@ class Experiment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Superseded:
+    """A recorded run that a newer one replaces: it is folded away in the tables, and its weights are not kept."""
+
+    run: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlay:
+    """Rows whose curves are drawn into one image, as one network in two frameworks.
+
+    Attributes:
+        name: Of the image in results/curves/together/.
+        title: Above the curves.
+        rows: project/config of each row that is drawn.
+    """
+
+    name: str
+    title: str
+    rows: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class _File:
     experiments: tuple[Experiment, ...]
+    superseded: tuple[Superseded, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
 
 
 def read_experiments(path: Path = FILE) -> dict[tuple[str, str], Experiment]:
@@ -132,15 +157,37 @@ def read_experiments(path: Path = FILE) -> dict[tuple[str, str], Experiment]:
     Raises:
         UserError: A mistake in the file, or an experiment that is there twice.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))  # resolves the file's anchors and merges
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    file = config_from_text(_File, yaml.safe_dump(tree, sort_keys=False), str(path))
+    file = _read(path)
     experiments = {(entry.project, entry.config): entry for entry in file.experiments}
     if len(experiments) < len(file.experiments):
         raise UserError(f"{path}: an experiment is there twice")
     return experiments
+
+
+def read_superseded(path: Path = FILE) -> dict[str, str]:
+    """project/run -> why a newer run replaces it.
+
+    Raises:
+        UserError: A mistake in the file.
+    """
+    return {entry.run: entry.why for entry in _read(path).superseded}
+
+
+def read_overlays(path: Path = FILE) -> tuple[Overlay, ...]:
+    """The images that show several rows.
+
+    Raises:
+        UserError: A mistake in the file.
+    """
+    return _read(path).overlays
+
+
+def _read(path: Path) -> _File:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))  # resolves the file's anchors and merges
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return config_from_text(_File, yaml.safe_dump(tree, sort_keys=False), str(path))
 
 
 def references_of(experiment: Experiment, numbers: tuple[Row, ...] | None = None) -> tuple[Reference, ...]:
@@ -161,7 +208,7 @@ def _resolved(entry: ReferenceEntry, experiment: Experiment, numbers: tuple[Row,
         row = entry.find.row(numbers)
         source, from_memory, pretrained = row["source"], is_from_memory(row), row["pretrained"]
         value, split = float(row["value"]), row["split"]
-    if entry.measured_as is None and entry.why is None and split == experiment.split:
+    if entry.measured_as is None and entry.why is None:
         where = f"{experiment.project}/{experiment.config}, {entry.kind} {value}"
         raise UserError(f"{FILE.name}: {where}: say 'measured_as', or 'why' it is not comparable")
     return Reference(

@@ -5,7 +5,7 @@
                                               # what it would write: older than the runs, edited by hand, or without run
 
 From results/runs, results/benchmarks, results/panels, experiments.yaml and paper_numbers.csv come results/README.md,
-tables/, curves/, speed.md, site/index.html, and the tables between the marks in the READMEs:
+tables/, curves/, speed.md, speed.png, site/index.html, and the tables between the marks in the READMEs:
 
     <!-- results: begin (made by results/make_tables.py) -->
     <!-- results: end -->
@@ -13,20 +13,22 @@ tables/, curves/, speed.md, site/index.html, and the tables between the marks in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
 from common.machine.parallel import parallel_map
-from results.curve_drawing import Spec, curve_spec, draw_all, is_up_to_date
-from results.experiments import read_experiments
-from results.markdown_tables import overview, project_page, readme_table
+from results.curve_drawing import Spec, curve_spec, draw_all, is_up_to_date, overlay_spec
+from results.expected_logs import read_expected
+from results.experiments import read_experiments, read_overlays, read_superseded
+from results.markdown_tables import hero_table, overview, project_page, readme_table
 from results.page import build_page
 from results.paper_numbers import read_numbers
 from results.recorded_runs import RecordedRun, read_runs
-from results.speed_table import speed_page
+from results.speed_drawing import are_bars_up_to_date, draw_speed, speed_spec
+from results.speed_table import IMAGE, speed_page
 from results.table_rows import headlines, make_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,7 @@ class Products:
 
     texts: dict[Path, str]
     curves: dict[Path, Spec]
+    bars: dict[Path, Spec]
     unmarked: list[Path]
 
 
@@ -53,28 +56,36 @@ def build(root: Path) -> Products:
     results = root / "results"
     runs = read_runs(results / "runs")
     _check_panels(results / "panels", runs)
-    rows = make_rows(runs, read_experiments(), read_numbers())
+    superseded = read_superseded()
+    _check_weights(results / "weights", superseded)
+    rows = make_rows(runs, read_experiments(), read_numbers(), superseded)
+    expected = read_expected()
     specs = {row.row_id: spec for row in rows if (spec := curve_spec(row))}
     curves = {
         results / "curves" / row.project / f"{row.file_stem}.png": specs[row.row_id]
         for row in rows
         if row.row_id in specs
     }
+    for overlay in read_overlays():
+        if spec := overlay_spec(overlay, rows):
+            curves[results / "curves" / "together" / f"{overlay.name}.png"] = spec
+    speed = speed_page(results / "benchmarks")
+    bars = {results / IMAGE: speed_spec(speed.ratios)} if speed.ratios else {}
     page = results / "site" / "index.html"
     previous = page.read_text(encoding="utf-8") if page.is_file() else ""
     texts = {
-        results / "README.md": overview(rows, set(specs)),
-        results / "speed.md": speed_page(results / "benchmarks"),
+        results / "README.md": overview(rows, set(specs), expected),
+        results / "speed.md": speed.text,
         page: build_page(rows, results / "panels", previous),
     }
-    readmes = {root / "README.md": readme_table(headlines(rows), "", with_project=True)}
+    readmes = {root / "README.md": hero_table(headlines(rows))}
     for project in sorted({row.project for row in rows}):
         own = [row for row in rows if row.project == project]
-        texts[results / "tables" / f"{project}.md"] = project_page(project, own, set(specs))
-        readmes[root / "projects" / project / "README.md"] = readme_table(own, "../../", with_project=False)
+        texts[results / "tables" / f"{project}.md"] = project_page(project, own, set(specs), expected)
+        readmes[root / "projects" / project / "README.md"] = readme_table(own, "../../", set(specs))
     filled = {path: _filled(path, table) for path, table in readmes.items()}
     texts |= {path: text for path, text in filled.items() if text is not None}
-    return Products(texts, curves, [path for path, text in filled.items() if text is None])
+    return Products(texts, curves, bars, [path for path, text in filled.items() if text is None])
 
 
 def stale_files(root: Path, products: Products) -> list[str]:
@@ -83,9 +94,9 @@ def stale_files(root: Path, products: Products) -> list[str]:
     for path, text in products.texts.items():
         if not path.is_file() or path.read_bytes() != text.encode():
             lines.append(f"{path.relative_to(root)}: stale, or edited by hand")
-    for path, spec in products.curves.items():
-        if not is_up_to_date(path, spec):
-            lines.append(f"{path.relative_to(root)}: stale, or edited by hand")
+    images = {path: is_up_to_date(path, spec) for path, spec in products.curves.items()}
+    images |= {path: are_bars_up_to_date(path, spec) for path, spec in products.bars.items()}
+    lines += [f"{path.relative_to(root)}: stale, or edited by hand" for path, fresh in images.items() if not fresh]
     lines += [f"{path.relative_to(root)}: belongs to no run" for path in _strays(root, products)]
     return sorted(lines)
 
@@ -112,6 +123,11 @@ def write(root: Path, products: Products) -> list[Path]:
         for path, png in zip(group, images, strict=True):
             with atomic_write(path, "wb") as stream:
                 stream.write(png)
+    for path, spec in products.bars.items():
+        if not are_bars_up_to_date(path, spec):
+            with atomic_write(path, "wb") as stream:
+                stream.write(draw_speed(spec))
+            wanted.append(path)
     strays = _strays(root, products)
     for path in strays:
         path.unlink()
@@ -121,8 +137,9 @@ def write(root: Path, products: Products) -> list[Path]:
 def _strays(root: Path, products: Products) -> list[Path]:
     """Files in the folders of generated files that nothing generates."""
     results = root / "results"
-    found = [*(results / "tables").glob("*"), *(results / "curves").glob("*/*")]
-    return sorted(path for path in found if path not in products.texts and path not in products.curves)
+    found = [*(results / "tables").glob("*"), *(results / "curves").glob("*/*"), *results.glob(IMAGE)]
+    made = products.texts.keys() | products.curves.keys() | products.bars.keys()
+    return sorted(path for path in found if path not in made)
 
 
 def _filled(readme: Path, table: str) -> str | None:
@@ -138,6 +155,12 @@ def _check_panels(folder: Path, runs: Sequence[RecordedRun]) -> None:
     for path in folder.glob("*/*"):
         if (path.parent.name, path.name) not in known:
             raise UserError(f"{path}: images of a run that is not recorded: remove the folder, or record the run")
+
+
+def _check_weights(folder: Path, superseded: Mapping[str, str]) -> None:
+    for run in superseded:
+        for path in folder.glob(f"{run}.*"):
+            raise UserError(f"{path}: weights of a run that newer ones replace (experiments.yaml): remove the file")
 
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:

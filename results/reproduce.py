@@ -27,7 +27,7 @@ from pathlib import Path
 from common.cli import CommandParser, UserError, run_command
 from common.runs.reading import read_run
 from common.runs.tables import CHECKPOINT_COLUMNS, TEST
-from results.experiments import read_experiments
+from results.experiments import read_experiments, read_superseded
 from results.paper_numbers import read_numbers
 from results.recorded_runs import RecordedRun, read_recorded, read_runs
 from results.table_rows import TableRow, make_rows
@@ -94,7 +94,7 @@ def find_row(word: str, root: Path) -> TableRow:
     Raises:
         UserError: None does, or several.
     """
-    rows = make_rows(read_runs(root / "results" / "runs"), read_experiments(), read_numbers())
+    rows = make_rows(read_runs(root / "results" / "runs"), read_experiments(), read_numbers(), read_superseded())
     plain = [row for row in rows if "~" not in row.row_id]  # an evaluation under another protocol is no run of its own
     names = {row.row_id: {row.row_id, f"{row.project}/{row.config}"} for row in plain}
     for row in plain:

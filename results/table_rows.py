@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from common.runs.tables import TEST
 from results.experiments import Experiment, Reference, references_of
 from results.paper_numbers import Row as NumberRow
 from results.recorded_runs import RecordedRun, Series
@@ -15,6 +16,38 @@ from results.recorded_runs import RecordedRun, Series
 SEED_LINE = re.compile(r"^\s+seed: \d+\n", re.MULTILINE)
 COMPARABLE = "comparable"  # what a row that was not run says of a number measured in the same way
 SEED_DECIDES = 0.7  # points of mIoU between runs that differ in the seed alone (open-mmlab/mmsegmentation, issue 255)
+DISPLAY_NAMES = {
+    "encnet_jpu": "EncNet with JPU",
+    "enet": "ENet",
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabv3",
+    "deeplabv3plus": "DeepLabv3+",
+    "encnet": "EncNet",
+    "glore": "GloRe",
+    "ginet": "GINet",
+    "fcn": "FCN",
+    "fpn": "FPN",
+    "linknet": "LinkNet",
+    "segnet": "SegNet",
+    "segnet_basic": "SegNet-Basic",
+    "unet": "U-Net",
+    "unetplusplus": "U-Net++",
+    "refinenet": "RefineNet",
+    "stdc1": "STDC1-Seg",
+    "stdc2": "STDC2-Seg",
+    "bisenet": "BiSeNet",
+    "danet": "DANet",
+    "icnet": "ICNet",
+    "ocnet": "OCNet",
+    "dunet": "DUNet",
+    "denseaspp": "DenseASPP",
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
+"""Names of configs as papers write them."""
 SCOPE_ORDER = {"full": 0, "reduced": 1, "smoke": 2}
 
 
@@ -37,7 +70,8 @@ class Comparison:
     Attributes:
         reference: The published number.
         delta: Ours minus theirs in points, or None where they cannot be compared or ours is not there.
-        why: Why they cannot be compared, or what else differs where they can; "" where ours is yet to come.
+        why: Why they cannot be compared; with a difference, whose recipe ours is and what else differs; "" where ours
+            is yet to come.
     """
 
     reference: Reference
@@ -52,15 +86,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One experiment on one split under one protocol.
+    """One experiment, validated under one protocol, with its test score where there is one.
 
     Attributes:
         row_id: What `reproduce.py` is called with: project/run of the newest run, or project/config where nothing ran.
+        split: That the checkpoint is chosen on.
+        scope: "full", "reduced" or "smoke"; of a run that was cut short "reduced".
         runs: The newest run of each seed, newest first; empty: not run.
-        series: What each of them measured.
+        series: What each of them measured in validation.
+        tests: The test score of each, or None.
         command: What to type in the project's folder where nothing ran, in the repository's root else.
         hours: What the full run is expected to take; "" where it ran.
         needs: What it needs; "" where it ran.
+        recipe: Whose recipe the runs follow, in words.
+        superseded: Why a newer run replaces these; "" for the others.
     """
 
     row_id: str
@@ -73,11 +112,24 @@ class TableRow:
     scope: str
     runs: tuple[RecordedRun, ...]
     series: tuple[Series, ...]
+    tests: tuple[Series | None, ...]
     comparisons: tuple[Comparison, ...]
     command: str
     hours: str = ""
     hours_source: str = ""
+    gpu_hours: float = 0.0
     needs: str = ""
+    recipe: str = ""
+    superseded: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Which table the row stands in: photographs, toy, superseded or missing."""
+        if not self.runs:
+            return "missing"
+        if self.superseded:
+            return "superseded"
+        return "toy" if self.scope == "smoke" else "photographs"
 
     @property
     def best(self) -> Spread | None:
@@ -88,6 +140,11 @@ class TableRow:
     def last(self) -> Spread | None:
         """The mIoU at each run's last step."""
         return _spread([series.last.miou_percent for series in self.series])
+
+    @property
+    def test(self) -> Spread | None:
+        """The mIoU on the test split of those runs that were measured there, with the best checkpoint by validation."""
+        return _spread([test.best.miou_percent for test in self.tests if test is not None])
 
     @property
     def seeds(self) -> str:
@@ -103,7 +160,7 @@ class TableRow:
         if self.comparisons:
             return tuple(str(comparison) for comparison in self.comparisons)
         if self.runs:
-            return ("not comparable: " + ("embedded data" if self.scope == "smoke" else "no published number"),)
+            return ("not comparable: " + ("toy data" if self.scope == "smoke" else "no published number"),)
         return ()
 
     @property
@@ -116,11 +173,16 @@ def make_rows(
     runs: Iterable[RecordedRun],
     experiments: dict[tuple[str, str], Experiment],
     numbers: tuple[NumberRow, ...],
+    superseded: Mapping[str, str] | None = None,
 ) -> list[TableRow]:
-    """All rows: those with runs by scope, project and config, then those without, in the order of experiments.yaml."""
-    rows = [_measured_row(group, experiments, numbers) for group in _groups(runs)]
+    """All rows: those with runs by scope, project and config, then those without, in the order of experiments.yaml.
+
+    `superseded`: project/run -> why a newer run replaces it. Such runs stand in rows of their own.
+    """
+    superseded = superseded or {}
+    rows = [_measured_row(group, experiments, numbers, superseded) for group in _groups(runs, superseded)]
     rows.sort(key=lambda row: (SCOPE_ORDER[row.scope], row.project, row.config, row.row_id))
-    ran = {(row.project, row.config, row.split, row.protocol, row.scope) for row in rows}
+    ran = {(row.project, row.config, row.split, row.protocol, row.scope) for row in rows if not row.superseded}
     for experiment in experiments.values():
         place = (experiment.project, experiment.config, experiment.split, experiment.protocol)
         if (*place, experiment.scope) not in ran:
@@ -128,20 +190,13 @@ def make_rows(
     return rows
 
 
-def headlines(rows: Iterable[TableRow]) -> list[TableRow]:
-    """One row per project: that of the widest scope, among equals the highest mIoU; where nothing ran, the first."""
-    by_project: dict[str, list[TableRow]] = {}
-    for row in rows:
-        by_project.setdefault(row.project, []).append(row)
-    return [min(own, key=_headline_key) for _, own in sorted(by_project.items())]
+def headlines(rows: Iterable[TableRow], most: int = 8) -> list[TableRow]:
+    """The rows that a reader sees first: measured on photographs, full ones before others, then by mIoU."""
+    found = [row for row in rows if row.kind == "photographs"]
+    return sorted(found, key=lambda row: (SCOPE_ORDER[row.scope], -row.best.mean, row.row_id))[:most]
 
 
-def _headline_key(row: TableRow) -> tuple[bool, int, float]:
-    """What sorts a project's headline first."""
-    return (not row.runs, SCOPE_ORDER[row.scope], -row.best.mean if row.best else 0.0)
-
-
-def _groups(runs: Iterable[RecordedRun]) -> list[list[tuple[RecordedRun, Series]]]:
+def _groups(runs: Iterable[RecordedRun], superseded: Mapping[str, str]) -> list[list[tuple[RecordedRun, Series]]]:
     """What stands in one row: the same experiment on the same split under the same protocol, one run for each seed.
 
     A second run of a seed opens a row of its own, so nothing is counted twice and nothing is left out.
@@ -149,8 +204,9 @@ def _groups(runs: Iterable[RecordedRun]) -> list[list[tuple[RecordedRun, Series]
     groups: dict[tuple, list[list[tuple[RecordedRun, Series]]]] = {}
     for run in sorted(runs, key=lambda run: (run.env["started_utc"], run.name), reverse=True):
         experiment = SEED_LINE.sub("", run.config_text)
+        old = f"{run.project}/{run.name}" in superseded
         for series in run.series:
-            key = (run.project, run.env["config"], experiment, series.split, series.protocol)
+            key = (run.project, run.env["config"], experiment, series.split, series.protocol, old)
             rows = groups.setdefault(key, [])
             seed = run.env["seed"]
             row = next((row for row in rows if all(other.env["seed"] != seed for other, _ in row)), None)
@@ -161,10 +217,19 @@ def _groups(runs: Iterable[RecordedRun]) -> list[list[tuple[RecordedRun, Series]
     return [row for rows in groups.values() for row in rows]
 
 
+def _test_of(run: RecordedRun, series: Series) -> Series | None:
+    """The run's test score, in the row of its protocol; in the first row where no validation has that protocol."""
+    if run.test is None:
+        return None
+    same = next((entry for entry in run.series if entry.protocol == run.test.protocol), run.series[0])
+    return run.test if same is series else None
+
+
 def _measured_row(
     group: list[tuple[RecordedRun, Series]],
     experiments: dict[tuple[str, str], Experiment],
     numbers: tuple[NumberRow, ...],
+    superseded: Mapping[str, str],
 ) -> TableRow:
     runs, all_series = zip(*group, strict=True)
     run, series = group[0]
@@ -183,8 +248,11 @@ def _measured_row(
         scope=_scope_of(runs, experiment),
         runs=runs,
         series=all_series,
+        tests=tuple(_test_of(*pair) for pair in group),
         comparisons=(),
         command=f"python results/reproduce.py {run.project}/{run.name}",
+        recipe=_recipe_of(runs, experiment),
+        superseded=superseded.get(f"{run.project}/{run.name}", ""),
     )
     if experiment is None:
         return row
@@ -204,9 +272,11 @@ def _missing_row(experiment: Experiment, numbers: tuple[NumberRow, ...]) -> Tabl
         scope=experiment.scope,
         runs=(),
         series=(),
+        tests=(),
         comparisons=(),
         command=experiment.command,
         hours=experiment.hours,
+        gpu_hours=experiment.gpu_hours or 0.0,
         hours_source=experiment.hours_source or "",
         needs=experiment.needs,
     )
@@ -214,48 +284,80 @@ def _missing_row(experiment: Experiment, numbers: tuple[NumberRow, ...]) -> Tabl
     return dataclasses.replace(row, comparisons=comparisons)
 
 
+def _is_cut_short(runs: tuple[RecordedRun, ...], experiment: Experiment | None) -> bool:
+    return experiment is not None and min(run.iters for run in runs) < experiment.iters
+
+
 def _scope_of(runs: tuple[RecordedRun, ...], experiment: Experiment | None) -> str:
-    """What the runs say of themselves; one that was cut short is a reduced one, whatever its config says."""
-    scope = max((run.env["scope"] for run in runs), key=SCOPE_ORDER.__getitem__)
-    cut_short = experiment is not None and min(run.iters for run in runs) < experiment.iters
-    return "reduced" if scope == "full" and cut_short else scope
+    """The narrowest of what the runs and experiments.yaml say; a full run that was cut short is a reduced one."""
+    scopes = [run.env["scope"] for run in runs]
+    scope = max(scopes, key=SCOPE_ORDER.__getitem__)
+    if scope == "full" and experiment is not None:
+        return "reduced" if _is_cut_short(runs, experiment) else experiment.scope
+    return scope
+
+
+def _recipe_of(runs: tuple[RecordedRun, ...], experiment: Experiment | None) -> str:
+    scope = _scope_of(runs, experiment)
+    if scope == "full":
+        return "the published recipe"
+    if experiment is not None and experiment.scope == "full" and _is_cut_short(runs, experiment):
+        return f"the published recipe, cut to {min(run.iters for run in runs)} of {experiment.iters} steps"
+    return "a recipe of our own"
 
 
 def _compare(row: TableRow, reference: Reference) -> Comparison:
+    ours = row.best if reference.split == row.split else row.test if reference.split == TEST else None
     reasons = []
-    if row.runs and row.scope != "full":
-        reasons.append(f"{row.scope} run")
-    if any(run.is_finetuned for run in row.runs):
-        reasons.append("ours starts from a trained network")
-    if reference.split != row.split:
-        reasons.append(f"{reference.split} split there, {row.split} here")
+    if row.runs and row.scope == "smoke":
+        reasons.append("toy data")
+    if row.runs and ours is None:
+        missing = ", where ours was not measured" if reference.split == TEST else f", {row.split} here"
+        reasons.append(f"{reference.split} split there{missing}")
     if reference.why:
         reasons.append(reference.why)
-    elif reference.measured_as is not None and reference.measured_as != row.protocol:
+    elif reference.measured_as not in _protocols(row, reference.split):
         reasons.append(f"measured as '{reference.measured_as}' there")
     if reasons or not row.runs:
         return Comparison(reference, None, "; ".join(reasons))
-    notes = [reference.note] if reference.note else []
+    delta = ours.mean - reference.value
+    return Comparison(reference, delta, "; ".join(_remarks(row, reference, delta, ours.count)))
+
+
+def _protocols(row: TableRow, split: str) -> set[str]:
+    """Under which ours was, or will be, measured on a split."""
+    tests = {test.protocol for test in row.tests if test is not None}
+    return tests if split == TEST and tests else {row.protocol}
+
+
+def _remarks(row: TableRow, reference: Reference, delta: float, seeds: int) -> list[str]:
+    """What stands beside a difference."""
+    notes = [f"ours by {row.recipe}"]
+    if any(run.is_finetuned for run in row.runs):
+        notes.append("ours starts from a trained network")
+    if reference.note:
+        notes.append(reference.note)
     if reference.pretrained.startswith("ImageNet") and not any(run.has_backbone_weights for run in row.runs):
         notes.append("ours without ImageNet weights")
     if reference.from_memory:
         notes.append("theirs from memory, unverified")
-    delta = row.best.mean - reference.value
-    if len(row.series) == 1 and abs(delta) < SEED_DECIDES:
-        notes.append("one seed: no difference")
-    return Comparison(reference, delta, "; ".join(notes))
+    if seeds == 1:
+        small = f"one seed of ours, and seeds differ by about {SEED_DECIDES} points: no difference"
+        notes.append(small if abs(delta) < SEED_DECIDES else "one seed of ours")
+    return notes
 
 
 def _model_of(run: RecordedRun) -> str:
     model = run.config.get("model", {})
-    return ", ".join(str(model[key]) for key in ("name", "backbone") if model.get(key))
+    words = [str(model[key]) for key in ("name", "backbone") if model.get(key)]
+    return ", ".join(DISPLAY_NAMES.get(word, word) for word in words)
 
 
 def _data_of(run: RecordedRun) -> str:
     name = run.env["dataset"]
     if run.env["scope"] != "smoke":
         return name
-    return "embedded data" if name == "toy" else f"embedded data ({name})"
+    return "toy data" if name == "toy" else f"toy data ({name})"
 
 
 def _spread(values: list[float]) -> Spread | None:

@@ -4,13 +4,16 @@ import shutil
 
 from common.cli import UserError
 from results.curve_drawing import draw_all
+from results.experiments import read_superseded
 from results.make_tables import BEGIN, END, ROOT, build, main
 from results.sealed_png import is_sealed, seal
+from results.speed_questions import ratios_of
+from results.speed_table import speed_page
 
 import cv2
 import numpy as np
 import pytest
-from results_tree import MARKED, PROJECTS, make_tree, write_run
+from results_tree import MARKED, PROJECTS, add_test_score, make_tree, write_run
 
 DIGEST = "ab" * 32
 
@@ -19,7 +22,7 @@ DIGEST = "ab" * 32
 def made(tree):
     """A tree with two runs whose files are all made."""
     for seed in (0, 1):
-        write_run(tree / "results/runs/stdc_seg", seed=seed, scores=(40.0, 60.0 + seed))
+        write_run(tree / "results/runs/stdc_seg", seed=seed, scores=(40.0, 60.0 + seed), scope="reduced")
     assert main([], tree) == 0
     return tree
 
@@ -138,20 +141,67 @@ def test_what_a_run_writes_stays_text_in_the_tables(tree):
     assert "<i>" not in page
 
 
-def test_numbers_stand_where_they_belong(made):
-    row = next(line for line in (made / "results/README.md").read_text().splitlines() if "60.50" in line)
+def lines_of(tree, name="results/README.md"):
+    return (tree / name).read_text().splitlines()
+
+
+def test_numbers_stand_where_they_belong(tree):
+    names = []
+    for seed in (0, 1):
+        run = write_run(
+            tree / "results/runs/stdc_seg", config="x", seed=seed, scores=(40.0, 60.0 + seed), scope="reduced"
+        )
+        add_test_score(run, 200, 55.0 + seed)
+        names.append(run.name)
+    write_run(tree / "results/runs/stdc_seg", seed=0)
+    main([], tree)
+    text = "\n".join(lines_of(tree))
+    assert "### toy, val and test; ss, whole image\n" in text
+    row = next(line for line in text.splitlines() if "60.50" in line)
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-    assert cells[:7] == ["stdc_seg", "net", "`quickstart`", "embedded data, val", "ss, whole image"] + [
-        "60.50 ± 0.71 (60.50 ± 0.71)",
-        "2 seeds (0, 1)",
+    assert len(cells) == 7
+    assert cells[:6] == [
+        "net `x`",
+        "stdc_seg",
+        "val 60.50 ± 0.71 (60.50 ± 0.71)<br>test 55.50 ± 0.71",
+        "&nbsp;<br>&nbsp;",
+        "–<br>–",
+        "200; 2 seeds",
     ]
-    assert cells[8] == "not comparable: embedded data"
-    assert "quickstart_s1_20261121_0123456" in row
-    assert "python results/reproduce.py stdc_seg/quickstart_s1_20261121_0123456" in row
-    missing = [line for line in (made / "results/README.md").read_text().splitlines() if "not run" in line]
-    pspnet = next(line for line in missing if "`pspnet_res101_cityscapes`" in line)
-    assert "78.10 (original)" in pspnet
+    assert f"[0123456](runs/stdc_seg/{names[1]}), [repeat](tables/stdc_seg.md#{names[1]})" in cells[6]
+    assert f"### {names[1]}\n" in (tree / "results/tables/stdc_seg.md").read_text()
+    toy = text.partition("<details><summary>Toy data")[2]
+    assert "60.00 (50.00)" in toy.partition("</details>")[0]
+    assert all(line.count(" | ") <= 6 for line in text.splitlines() if line.startswith("|"))
+
+
+def test_what_was_not_run_has_its_hours_and_its_command(made):
+    pspnet = next(line for line in lines_of(made) if "`pspnet_res101_cityscapes`" in line)
+    assert "78.10 (original, val)" in pspnet
     assert "38 GPU h" in pspnet
+    assert "train.py --cfg pspnet_res101_cityscapes model.backbone_weights=FILE" in pspnet
+    assert any(line.startswith("### Cityscapes, about ") for line in lines_of(made))
+
+
+def test_a_number_that_is_not_comparable_has_a_note(tree):
+    write_run(tree / "results/runs/encnet_single_gpu", "encnet_single_gpu", config="linknet_camvid", scope="reduced")
+    main([], tree)
+    lines = lines_of(tree)
+    row = next(line for line in lines if "`linknet_camvid`" in line)
+    assert "val 60.00 (50.00)<br>test not measured | &nbsp;<br>69.10 (paper)<sup>1</sup> | –<br>–" in row
+    note = next(line for line in lines if line.startswith("<sup>1</sup>") and "576x768" in line)
+    assert note.startswith("<sup>1</sup> not comparable: test split there, where ours was not measured; 576x768")
+    hero = next(line for line in lines_of(tree, "README.md") if "LinkNet" in line)
+    assert hero.count(" | ") == 4
+
+
+def test_weights_of_a_replaced_run_are_refused(made):
+    run = next(iter(read_superseded()))
+    path = made / "results/weights" / f"{run}.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    with pytest.raises(UserError, match=f"{path.name}: weights of a run that newer ones replace"):
+        build(made)
 
 
 def test_readmes_keep_what_is_around_the_marks(made):
@@ -161,14 +211,39 @@ def test_readmes_keep_what_is_around_the_marks(made):
         assert text.endswith(END + "\n\nafter\n")
 
 
-def test_speed_shows_the_machine_and_the_speedups(tree):
+def test_speed_answers_questions_with_the_ratio_first(tree, capsys):
     folder = tree / "results/benchmarks/stdc_seg"
     folder.mkdir(parents=True)
     shutil.copytree(ROOT / "results/benchmarks/stdc_seg/20261121_3c5f26a", folder / "20261121_3c5f26a")
     main([], tree)
     text = (tree / "results/speed.md").read_text()
-    assert "AMD EPYC, Linux x86_64, 2 threads" in text
-    assert "| a | train | 4 | 128 | 256 | 2 | cpu.py | 1 | paddle's defaults | 447.57 | 1610.46 | 3.598 |" in text
+    question = text.partition("## A training step of STDC2-Seg (4 x 128x256) beside paddleseg's\n")[2].partition("##")[
+        0
+    ]
+    table, _, others = question.partition("<details>")
+    assert "| **1.65** (1.60 to 1.72) | paddleseg's STDCSeg | the same threads and CPU settings, 2 thread(s) |" in table
+    assert "| 448 ms | 739 ms |" in table
+    assert table.count("**") == 2
+    assert "**3.60**" in others
+    behind = text.partition("<details><summary>Settings and numbers</summary>")[2]
+    assert "`benchmark.py --repeats 5 --output bench_out`" in behind
+    assert "AMD EPYC, Linux x86_64, 2 threads" in behind
+    assert "[speedups.csv](benchmarks/stdc_seg/20261121_3c5f26a/speedups.csv)" in behind
+    assert cv2.imread(str(tree / "results/speed.png")).shape[1] == 900
+    (tree / "results/speed.png").unlink()
+    assert check(tree, capsys)[1].startswith("results/speed.png: stale")
+    main([], tree)
+    shutil.rmtree(folder)
+    assert "results/speed.png: belongs to no run" in check(tree, capsys)[1]
+
+
+def test_every_recorded_benchmark_has_a_question(tmp_path):
+    page = speed_page(ROOT / "results/benchmarks")
+    assert {ratio.fair for ratio in page.ratios} == {True}
+    for path in (ROOT / "results/benchmarks").glob("*/*/speedups.csv"):
+        for ratio in ratios_of(path.parts[-3], path):
+            assert ratio.low <= ratio.ratio <= ratio.high
+            assert f"## {ratio.question}" in page.text
 
 
 def test_seals():

@@ -8,7 +8,7 @@ from results.recorded_runs import read_recorded
 from results.table_rows import headlines, make_rows
 
 import pytest
-from results_tree import PROTOCOL, write_evaluations, write_run
+from results_tree import PROTOCOL, add_test_score, write_evaluations, write_run
 
 PAPER = dict.fromkeys(COLUMNS, "x") | {
     "model": "Net",
@@ -79,27 +79,55 @@ def test_other_protocols_get_rows_of_their_own(tmp_path):
     assert rows[1].file_stem != rows[0].file_stem
 
 
+FULL = "ours by the published recipe"
+
+
 def test_a_full_run_has_a_difference(tmp_path):
     (row,) = rows_of(write_run(tmp_path, scope="full"), experiment=EXPERIMENT)
     (comparison,) = row.comparisons
     assert comparison.delta == pytest.approx(-10.5)
-    assert row.comparison_text == ("-10.50",)
+    assert row.comparison_text == (f"-10.50 ({FULL}; one seed of ours)",)
 
 
 def test_a_small_difference_of_one_seed_is_called_none(tmp_path):
     runs = [write_run(tmp_path, seed=seed, scope="full", scores=(40.0, 70.1, 50.0)) for seed in (0, 1)]
-    assert rows_of(runs[0], experiment=EXPERIMENT)[0].comparison_text == ("-0.40 (one seed: no difference)",)
-    assert rows_of(*runs, experiment=EXPERIMENT)[0].comparison_text == ("-0.40",)
+    (text,) = rows_of(runs[0], experiment=EXPERIMENT)[0].comparison_text
+    assert text.startswith(f"-0.40 ({FULL}; one seed of ours, and seeds differ")
+    assert text.endswith("no difference)")
+    assert rows_of(*runs, experiment=EXPERIMENT)[0].comparison_text == (f"-0.40 ({FULL})",)
+
+
+@pytest.mark.parametrize(
+    ("run", "text"),
+    [
+        ({"scope": "reduced"}, "ours by a recipe of our own; one seed of ours"),
+        (
+            {"scope": "full", "scores": (60.0,)},
+            "ours by the published recipe, cut to 100 of 300 steps; one seed of ours",
+        ),
+        (
+            {"scope": "full", "finetune_sha256": "ab" * 32},
+            f"{FULL}; ours starts from a trained network; one seed of ours",
+        ),
+    ],
+)
+def test_a_difference_says_whose_recipe_it_is(tmp_path, run, text):
+    row = rows_of(write_run(tmp_path, **run), experiment=EXPERIMENT)[0]
+    assert row.comparison_text == (f"-10.50 ({text})",)
+
+
+def test_a_config_that_is_a_recipe_of_our_own_is_reduced_whatever_the_run_says(tmp_path):
+    own = dataclasses.replace(EXPERIMENT, scope="reduced", iters=0)
+    (row,) = rows_of(write_run(tmp_path, scope="full"), experiment=own)
+    assert (row.scope, row.recipe) == ("reduced", "a recipe of our own")
 
 
 @pytest.mark.parametrize(
     ("run", "reference", "why"),
     [
-        ({"scope": "reduced"}, {}, "reduced run"),
-        ({"scope": "full", "scores": (60.0,)}, {}, "reduced run"),  # 100 of 300 iterations, whatever it says
-        ({"scope": "full", "finetune_sha256": "ab" * 32}, {}, "ours starts from a trained network"),
         ({"scope": "full", "protocol": "ms"}, {}, f"measured as '{PROTOCOL}' there"),
         ({"scope": "full"}, {"measured_as": None, "why": "another crop"}, "another crop"),
+        ({"scope": "smoke"}, {}, "toy data"),
     ],
 )
 def test_what_is_not_comparable_says_why(tmp_path, run, reference, why):
@@ -110,17 +138,45 @@ def test_what_is_not_comparable_says_why(tmp_path, run, reference, why):
     assert row.comparison_text == (f"not comparable: {why}",)
 
 
-def test_a_number_of_the_test_split_is_never_compared_with_val(tmp_path):
+def test_a_number_of_the_test_split_is_compared_with_the_test_score_alone(tmp_path):
     reference = dataclasses.replace(REFERENCE, find=PaperKey("Net", "Data", "test", 70.5))
     experiment = dataclasses.replace(EXPERIMENT, references=(reference,))
-    (row,) = rows_of(write_run(tmp_path, scope="full"), experiment=experiment, numbers=(PAPER | {"split": "test"},))
-    assert row.comparison_text == ("not comparable: test split there, val here",)
+    folder = write_run(tmp_path, scope="full")
+    (row,) = rows_of(folder, experiment=experiment, numbers=(PAPER | {"split": "test"},))
+    assert row.comparison_text == ("not comparable: test split there, where ours was not measured",)
+    add_test_score(folder, 200, 55.0)
+    (row,) = rows_of(folder, experiment=experiment, numbers=(PAPER | {"split": "test"},))
+    assert (str(row.best), str(row.test)) == ("60.00", "55.00")
+    assert row.comparison_text == (f"-15.50 ({FULL}; one seed of ours)",)
+
+
+def test_test_scores_of_seeds_have_mean_and_deviation_and_stand_in_the_row_of_their_protocol(tmp_path):
+    runs = [write_run(tmp_path, seed=seed) for seed in range(3)]
+    for folder, score in zip(runs, (50.0, 52.0, 57.0), strict=True):
+        add_test_score(folder, 200, score)
+    (row,) = rows_of(*runs)
+    assert str(row.test) == "53.00 ± 3.61"  # by hand: deviations -3, -1, 4; sqrt(26 / 2)
+    other = write_run(tmp_path, config="other")
+    write_evaluations(other / "eval_val_flip", [200], [62.5], "ss, flip")
+    add_test_score(other, 200, 51.0, protocol="ss, flip")
+    assert {row.protocol: str(row.test) for row in rows_of(other)} == {PROTOCOL: "None", "ss, flip": "51.00"}
+
+
+def test_a_replaced_run_stands_in_a_row_of_its_own(tmp_path):
+    old, new = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
+    rows = make_rows([read_recorded(old), read_recorded(new)], {}, (), {f"stdc_seg/{old.name}": "a fault"})
+    assert sorted((row.kind, row.superseded, row.best.count) for row in rows) == [
+        ("superseded", "a fault", 1),
+        ("toy", "", 1),
+    ]
 
 
 def test_notes_stand_beside_a_difference(tmp_path):
     paper = PAPER | {"pretrained": "ImageNet", "source": "paper (from memory, unverified)"}
     (row,) = rows_of(write_run(tmp_path, scope="full"), experiment=EXPERIMENT, numbers=(paper,))
-    assert row.comparison_text == ("-10.50 (ours without ImageNet weights; theirs from memory, unverified)",)
+    assert row.comparison_text == (
+        f"-10.50 ({FULL}; ours without ImageNet weights; theirs from memory, unverified; one seed of ours)",
+    )
 
 
 def test_what_was_not_run_says_so_until_a_full_run_is_there(tmp_path):
@@ -139,22 +195,17 @@ def test_what_was_not_run_says_so_until_a_full_run_is_there(tmp_path):
     assert [len(row.runs) for row in rows_of(full, experiment=EXPERIMENT)] == [1]
 
 
-def test_embedded_data_is_called_so(tmp_path):
+def test_toy_data_is_called_so(tmp_path):
     rows = rows_of(write_run(tmp_path / "a"), write_run(tmp_path / "b", config="other", dataset="ade20k"))
-    assert [row.data for row in rows] == ["embedded data (ade20k)", "embedded data"]
-    assert rows[0].comparison_text == ("not comparable: embedded data",)
+    assert [row.data for row in rows] == ["toy data (ade20k)", "toy data"]
+    assert rows[0].comparison_text == ("not comparable: toy data",)
 
 
-def test_a_headline_is_the_widest_run_and_the_best_of_those(tmp_path):
+def test_headlines_are_measured_on_photographs_full_ones_first(tmp_path):
     smoke = write_run(tmp_path / "a", config="small", scores=(90.0,))
     low = write_run(tmp_path / "b", config="low", scope="reduced", scores=(40.0,))
     high = write_run(tmp_path / "c", config="high", scope="reduced", scores=(50.0,))
-    other = write_run(tmp_path / "d", project="encnet_single_gpu", config="small", scores=(10.0,))
-    missing = dataclasses.replace(EXPERIMENT, project="semsegpaddle_glore")  # full, but nothing ran
-    rows = rows_of(smoke, low, high, other, experiment=missing)
-    chosen = [(row.project, row.config, bool(row.runs)) for row in headlines(rows)]
-    assert chosen == [
-        ("encnet_single_gpu", "small", True),
-        ("semsegpaddle_glore", "quickstart", False),
-        ("stdc_seg", "high", True),
-    ]
+    full = write_run(tmp_path / "d", project="encnet_single_gpu", config="full", scope="full", scores=(10.0,))
+    rows = rows_of(smoke, low, high, full, experiment=EXPERIMENT)
+    assert [row.config for row in headlines(rows)] == ["full", "high", "low"]
+    assert [row.config for row in headlines(rows, most=1)] == ["full"]
