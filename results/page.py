@@ -36,11 +36,12 @@ def build_page(rows: Sequence[TableRow], panels: Path, previous: str = "") -> st
             zlib writes other bytes.
     """
     digest, library = _library(previous)
-    measured = sum(1 for row in rows if row.runs)
+    counts = {kind: sum(1 for row in rows if row.kind == kind) for kind in ("photographs", "toy", "missing")}
     parts = {
         "page.css": (SITE / "page.css").read_text(encoding="utf-8").rstrip(),
         "page.js": (SITE / "page.js").read_text(encoding="utf-8").rstrip(),
-        "summary": f"{measured} measured rows, {len(rows) - measured} not run yet",
+        "summary": f"{counts['photographs']} rows measured on photographs, {counts['missing']} recipes not run yet, "
+        f"{counts['toy']} rows of toy data",
         "data": _script_json(page_data(rows, panels)),
         "plotly.sha256": digest,
         "plotly": library,
@@ -71,21 +72,26 @@ def _row_data(row: TableRow) -> dict[str, Any]:
     return {
         "id": row.row_id,
         **{name: getattr(row, name) for name in ("project", "config", "model", "data", "split", "protocol", "scope")},
-        **{name: getattr(row, name) for name in ("seeds", "command", "hours", "hours_source", "needs")},
+        **{name: getattr(row, name) for name in ("seeds", "command", "hours", "hours_source", "needs", "kind")},
+        **{name: getattr(row, name) for name in ("recipe", "superseded")},
         "best": round(row.best.mean, 4) if row.best else None,
         "std": round(row.best.std, 4) if row.best and row.best.std is not None else None,
         "last": round(row.last.mean, 4) if row.last else None,
+        "test": round(row.test.mean, 4) if row.test else None,
+        "test_std": round(row.test.std, 4) if row.test and row.test.std is not None else None,
+        "iters": max((run.iters for run in row.runs), default=None),
         "references": [
             {
                 "kind": comparison.reference.kind,
+                "split": comparison.reference.split,
                 "value": comparison.reference.value,
                 "source": comparison.reference.source,
                 "from_memory": comparison.reference.from_memory,
                 "delta": None if comparison.delta is None else round(comparison.delta, 4),
+                "why": comparison.why,
             }
             for comparison in row.comparisons
         ],
-        "comparisons": row.comparison_text,
         "runs": [_run_data(run, series) for run, series in zip(row.runs, row.series, strict=True)],
     }
 
@@ -103,6 +109,7 @@ def _run_data(run, series) -> dict[str, Any]:
         "best_step": series.best.step,
         "last": series.last.miou_percent,
         "last_step": series.last.step,
+        "test": run.test.best.miou_percent if run.test else None,
         "steps": [evaluation.step for evaluation in points],
         "miou": [round(evaluation.miou_percent, 2) for evaluation in points],
     }

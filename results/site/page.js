@@ -14,13 +14,20 @@ function make(tag, options = {}, ...children) {
 }
 
 const COLUMNS = [
-  { name: "Model", key: (row) => row.model.toLowerCase(), cell: modelCell },
-  { name: "Data, split", key: (row) => row.data, cell: (row) => [make("div", { text: `${row.data}, ${row.split}` })] },
-  { name: "Protocol", key: (row) => row.protocol, cell: (row) => [make("div", { text: row.protocol })] },
-  { name: "Ours", key: (row) => row.best, cell: oursCell, high: true },
-  { name: "Published", key: (row) => (row.references.length ? row.references[0].value : null), cell: publishedCell, high: true },
-  { name: "Difference", key: (row) => row.references.map((r) => r.delta).find((d) => d !== null) ?? null, cell: differenceCell, high: true },
+  { name: "Network", key: (row) => row.model.toLowerCase(), cell: modelCell },
+  { name: "Data, protocol", key: (row) => `${row.data} ${row.protocol}`, cell: dataCell },
+  { name: "Val", key: (row) => row.best, cell: valCell, high: true },
+  { name: "Test", key: (row) => row.test, cell: testCell, high: true },
+  { name: "Published, difference", key: (row) => row.references.map((r) => r.delta).find((d) => d !== null) ?? null, cell: publishedCell, high: true },
+  { name: "Steps", key: (row) => row.iters, cell: (row) => [make("div", { text: row.iters === null ? "" : row.iters.toLocaleString("en"), class: "number" })] },
   { name: "Scope", key: (row) => row.scope, cell: (row) => [make("span", { text: row.scope, class: `badge ${row.runs.length ? row.scope : ""}` })] },
+];
+// What a reader came for first; the rest is folded until it is asked for.
+const GROUPS = [
+  { kind: "photographs", title: "Measured on real photographs", open: true },
+  { kind: "missing", title: "Not run yet" },
+  { kind: "toy", title: "Toy data: it shows that a network learns, and has no published number" },
+  { kind: "superseded", title: "Replaced by newer runs" },
 ];
 
 function modelCell(row) {
@@ -30,22 +37,31 @@ function modelCell(row) {
   ];
 }
 
-function oursCell(row) {
+function dataCell(row) {
+  return [make("div", {}, make("div", { text: row.data }), make("div", { text: row.protocol, class: "kind" }))];
+}
+
+function valCell(row) {
   if (!row.runs.length) return [make("span", { text: "not run", class: "missing" })];
   const spread = row.std === null ? "" : ` ± ${row.std.toFixed(2)}`;
   const score = make("span", { text: row.best.toFixed(2) + spread, class: "score" }, make("small", { text: ` (${row.last.toFixed(2)})` }));
   return [make("div", {}, score, make("div", { text: row.seeds, class: "kind" }))];
 }
 
-function publishedCell(row) {
-  const lines = row.references.map((reference) => make("div", { text: reference.value.toFixed(2) + " " },
-    make("span", { text: reference.kind + (reference.from_memory ? ", from memory" : ""), class: "kind" })));
-  return [make("div", { class: "published" }, ...(lines.length ? lines : [make("span", { text: "none", class: "missing" })]))];
+function testCell(row) {
+  if (row.test === null) return [make("span", { text: row.runs.length ? "not measured" : "", class: "missing" })];
+  return [make("span", { text: row.test.toFixed(2) + (row.test_std === null ? "" : ` ± ${row.test_std.toFixed(2)}`), class: "score" })];
 }
 
-function differenceCell(row) {
-  const texts = row.comparisons.filter((text) => text);
-  return [make("div", { class: "difference" }, ...texts.map((text) => make("div", { text, class: /^[+-]\d/.test(text) ? "delta" : "why" })))];
+function publishedCell(row) {
+  const lines = row.references.flatMap((reference) => {
+    const kind = reference.kind + (reference.from_memory ? ", from memory" : "");
+    const line = make("div", { text: `${reference.split} ${reference.value.toFixed(2)} ` }, make("span", { text: kind, class: "kind" }));
+    if (reference.delta !== null) line.append(make("span", { text: ` ${reference.delta < 0 ? "" : "+"}${reference.delta.toFixed(2)}`, class: "delta" }));
+    const why = reference.delta === null && reference.why ? `not comparable: ${reference.why}` : reference.why;
+    return why ? [line, make("div", { text: why, class: "why" })] : [line];
+  });
+  return [make("div", { class: "published" }, ...(lines.length ? lines : [make("span", { text: "none", class: "missing" })]))];
 }
 
 // ---- the table ----
@@ -84,19 +100,44 @@ function compare(a, b) {
   return order.descending ? -sign : sign;
 }
 
+function makeGroups() {
+  for (const group of GROUPS) {
+    const button = make("button", { type: "button", class: "folder" });
+    button.addEventListener("click", () => { group.open = button.getAttribute("aria-expanded") !== "true"; group.chosen = true; update(); });
+    group.line = make("tr", { class: "group" }, make("td", { colspan: COLUMNS.length }, button));
+    group.button = button;
+  }
+}
+
 function update() {
   const words = byId("filter-text").value.toLowerCase().split(/\s+/).filter(Boolean);
   const project = byId("filter-project").value, dataset = byId("filter-data").value, state = byId("filter-state").value;
-  shown = data.rows.filter((row) => words.every((word) => row.text.includes(word)) && (!project || row.project === project)
-    && (!dataset || row.data === dataset) && (!state || (state === "measured") === row.runs.length > 0));
-  if (order.column >= 0) shown.sort(compare);
+  const fits = data.rows.filter((row) => words.every((word) => row.text.includes(word)) && (!project || row.project === project)
+    && (!dataset || row.data === dataset) && (!state || state === row.kind));
+  if (order.column >= 0) fits.sort(compare);
   document.querySelectorAll("#rows thead th").forEach((head, index) => {
     if (index === order.column) head.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
   });
-  body.replaceChildren(...shown.flatMap((row) => (row.detail ? [row.line, row.detail] : [row.line])));
-  byId("count").textContent = `${shown.length} of ${data.rows.length} rows`;
-  byId("nothing").hidden = shown.length > 0;
+  const asked = words.length > 0 || project || dataset || state;
+  if (!asked && update.asked) for (const group of GROUPS) group.chosen = false;
+  update.asked = Boolean(asked);
+  const lines = [];
+  shown = [];
+  for (const group of GROUPS) {
+    const own = fits.filter((row) => row.kind === group.kind);
+    if (!own.length) continue;
+    const open = asked && !group.chosen ? true : Boolean(group.open);
+    group.button.textContent = `${group.title} (${own.length})`;
+    group.button.setAttribute("aria-expanded", String(open));
+    lines.push(group.line);
+    if (!open) continue;
+    shown.push(...own);
+    lines.push(...own.flatMap((row) => (row.detail ? [row.line, row.detail] : [row.line])));
+  }
+  body.replaceChildren(...lines);
+  byId("count").textContent = `${fits.length} of ${data.rows.length} rows`;
+  byId("nothing").hidden = fits.length > 0;
   drawOverview();
 }
 
@@ -143,7 +184,7 @@ function panelSection(row) {
   const heads = ["image", "label", "prediction"].map((text) => make("span", { text }));
   const images = row.panels.flatMap((panel) => ["image", "label", "prediction"].map((kind) =>
     make("img", { src: data.images[panel[kind]], alt: `${kind} of ${panel.name}`, loading: "lazy" })));
-  return make("section", { class: "wide" }, make("h3", { text: "Validation images of the embedded data" }),
+  return make("section", { class: "wide" }, make("h3", { text: "Validation images of the toy data" }),
     make("div", { class: "panels" }, ...heads, ...images));
 }
 
@@ -157,9 +198,11 @@ function commandSection(row) {
   const facts = [];
   if (row.hours) facts.push(["expected", `${row.hours} (${row.hours_source})`]);
   if (row.needs) facts.push(["needs", row.needs]);
+  if (row.recipe) facts.push(["recipe", row.recipe]);
+  if (row.superseded) facts.push(["replaced", row.superseded]);
   for (const reference of row.references) facts.push([`${reference.value.toFixed(2)} (${reference.kind})`, reference.source]);
   for (const run of row.runs) {
-    facts.push(["run", `${run.name}: seed ${run.seed}, best ${run.best.toFixed(4)} at step ${run.best_step}, last ${run.last.toFixed(4)} at ${run.last_step}`]);
+    facts.push(["run", `${run.name}: seed ${run.seed}, best ${run.best.toFixed(4)} at step ${run.best_step}, last ${run.last.toFixed(4)} at ${run.last_step}${run.test === null ? "" : `, test ${run.test.toFixed(4)}`}`]);
     facts.push(["trained with", run.command], ["on", run.machine]);
   }
   const where = row.runs.length ? "Train it again, from the repository's root" : `Command, in projects/${row.project}`;
@@ -209,32 +252,56 @@ async function drawCurves(element, rows) {
   const colour = (name) => style.getPropertyValue(name).trim();
   const traces = rows.flatMap((row, index) => row.runs.map((run, number) => ({
     x: run.steps, y: run.miou, name: rows.length > 1 ? `${row.config} · ${row.project}` : `seed ${run.seed}`, mode: "lines+markers",
-    line: { color: PALETTE[(rows.length > 1 ? index : number) % PALETTE.length], width: 2 }, marker: { size: 5 },
-    legendgroup: String(index), showlegend: rows.length === 1 || number === 0,
+    line: { color: PALETTE[(rows.length > 1 ? index : number) % PALETTE.length], width: row.runs.length > 1 ? 1 : 2 }, marker: { size: row.runs.length > 1 ? 3 : 5 },
     hovertemplate: "step %{x}: <b>%{y:.2f} %</b><extra></extra>",
   })));
-  for (const trace of traces) trace.name = escaped(trace.name);
+  if (rows.length === 1) {
+    rows[0].runs.forEach((run, number) => run.test !== null && traces.push({ x: [run.best_step], y: [run.test], name: `test, seed ${run.seed}`, mode: "markers",
+      marker: { size: 10, symbol: "diamond", color: PALETTE[number % PALETTE.length] }, hovertemplate: "test: <b>%{y:.2f} %</b><extra></extra>" }));
+  }
   const longest = Math.max(...rows.flatMap((row) => row.runs.map((run) => run.steps[run.steps.length - 1])));
   if (rows.length === 1) {
     for (const reference of rows[0].references) {
-      const name = `${reference.kind} ${reference.value.toFixed(2)}${reference.delta === null ? " (not comparable)" : ""}`;
-      traces.push({ x: [0, longest], y: [reference.value, reference.value], name: escaped(name), mode: "lines",
+      const name = `${reference.kind}, ${reference.split} ${reference.value.toFixed(2)}${reference.delta === null ? " (not comparable)" : ""}`;
+      traces.push({ x: [0, longest], y: [reference.value, reference.value], name, mode: "lines",
         line: { color: colour("--quiet"), dash: reference.delta === null ? "dot" : "dash", width: 1.5 },
         hovertemplate: `${escaped(name)}<extra></extra>` });
     }
   }
   const axis = { gridcolor: colour("--grid"), zerolinecolor: colour("--grid"), fixedrange: true };
+  for (const trace of traces) trace.showlegend = false;
   const narrow = element.clientWidth < 520;
   await Plotly.react(element, traces, {
     height: narrow ? 300 : rows.length > 1 ? 250 : 330, margin: { l: 48, r: 12, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 }, hovermode: "closest",
     xaxis: { ...axis, title: { text: "iterations" }, rangemode: "tozero" }, yaxis: { ...axis, title: { text: "mean IoU (%)" }, rangemode: "tozero" },
-    legend: narrow ? { orientation: "h", y: -0.22 } : rows.length > 1 ? {} : { x: 0.99, y: 0.02, xanchor: "right", yanchor: "bottom" },
+    showlegend: false,
   }, { displayModeBar: false, responsive: true });
+  drawLegend(element, traces, Plotly);
   element.dataset.drawn = "yes";
 }
 
-// Plotly reads a few tags in names and hover texts.
+// A legend of the page's own, below the plot: it wraps with the width and never lies over the curves.
+function drawLegend(element, traces, Plotly) {
+  const names = [...new Set(traces.map((trace) => trace.name))];
+  const list = make("ul", { class: "legend" }, ...names.map((name) => {
+    const indices = traces.flatMap((trace, index) => (trace.name === name ? [index] : []));
+    const first = traces[indices[0]];
+    const swatch = make("span", { class: `swatch ${first.line?.dash ?? (first.mode === "markers" ? "point" : "")}` });
+    swatch.style.color = first.line?.color ?? first.marker.color;
+    const button = make("button", { type: "button", "aria-pressed": "true", title: "show or hide" }, swatch, name);
+    button.addEventListener("click", () => {
+      const visible = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(visible));
+      Plotly.restyle(element, { visible }, indices);
+    });
+    return make("li", {}, button);
+  }));
+  if (element.nextElementSibling?.classList.contains("legend")) element.nextElementSibling.replaceWith(list);
+  else element.after(list);
+}
+
+// Plotly reads a few tags in hover texts.
 function escaped(text) {
   return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
@@ -247,7 +314,7 @@ function drawOverview() {
   if (!byId("overview").open || !rows.length) return;
   if (overviewRows && rows.length === overviewRows.length && rows.every((row, index) => row === overviewRows[index])) return;
   overviewRows = rows;
-  const which = curves.length > rows.length ? `The first ${rows.length} of ${curves.length} measured rows below` : "The measured rows below";
+  const which = curves.length > rows.length ? `The first ${rows.length} of ${curves.length} open rows with a curve` : "The open rows with a curve";
   byId("overview-note").textContent = `${which}; the filter chooses. Curves of different data or protocols say nothing about each other.`;
   drawCurves(byId("overview-chart"), rows);
 }
@@ -288,6 +355,7 @@ function moveRow(event) {
 
 function start() {
   makeHead();
+  makeGroups();
   data.rows.forEach(makeRow);
   for (const [id, key] of [["filter-project", "project"], ["filter-data", "data"]]) {
     const values = [...new Set(data.rows.map((row) => row[key]))].sort();
@@ -296,7 +364,7 @@ function start() {
   listen();
   byId("overview").open = innerWidth > 760;
   // The first screen of rows, then the rest and the chart library, so that a large table is there at once.
-  shown = data.rows.slice(0, 30);
+  shown = data.rows.filter((row) => row.kind === "photographs").slice(0, 30);
   body.replaceChildren(...shown.map((row) => row.line));
   requestAnimationFrame(() => setTimeout(() => {
     performance.mark("first-row");

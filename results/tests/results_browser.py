@@ -9,6 +9,7 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync"),
 ]
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESKTOP = {"width": 1400, "height": 900}
 
 
 class Visit:

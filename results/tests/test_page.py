@@ -12,8 +12,8 @@ from results.page import MOST_POINTS, build_page
 
 import numpy as np
 import pytest
-from results_browser import CHROMIUM, FLAGS, PHONE, Visit
-from results_tree import CLASSES, make_tree, write_run
+from results_browser import CHROMIUM, DESKTOP, FLAGS, PHONE, Visit
+from results_tree import CLASSES, add_test_score, make_tree, write_run
 
 EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
@@ -34,7 +34,8 @@ def page(tmp_path_factory):
     root = make_tree(tmp_path_factory.mktemp("page"))
     runs = root / "results/runs"
     for seed in (0, 1):
-        write_run(runs / "stdc_seg", config="stdc2_seg50", seed=seed, scores=(40.0, 60.0 + seed), scope="full")
+        folder = write_run(runs / "stdc_seg", config="stdc2_seg50", seed=seed, scores=(40.0, 60.0 + seed), scope="full")
+        add_test_score(folder, 200, 55.0 + seed)
     shown = write_run(runs / "semsegpaddle_glore", "semsegpaddle_glore", scores=(30.0, 46.25))
     evil = {"config_text": f"model:\n  name: {json.dumps(EVIL)}\n", "classes": [EVIL, *CLASSES[1:]], "protocol": EVIL}
     write_run(runs / "encnet_single_gpu", "encnet_single_gpu", config="evil", command=EVIL, **evil)
@@ -51,14 +52,31 @@ def test_it_loads_without_errors_and_asks_for_nothing(browser, page, tmp_path):
     visit.page.screenshot(path=tmp_path / "wide.png")
     assert visit.errors == []
     assert visit.requests == [f"file://{page}"]
-    assert len(visit.models()) == visit.page.evaluate("data.rows.length") > 35
+    assert visit.models() == ["STDC2-Seg50"]  # what was measured on photographs; the rest is folded
+    assert visit.page.evaluate("data.rows.length") > 35
     assert (tmp_path / "wide.png").stat().st_size > 20_000
+
+
+@needs_chromium
+def test_groups_fold_and_unfold(browser, page):
+    visit = Visit(browser, page)
+    heads = visit.page.locator(".folder").all_inner_texts()
+    assert [re.sub(r" \(\d+\)$", "", head) for head in heads] == [
+        "Measured on real photographs",
+        "Not run yet",
+        "Toy data: it shows that a network learns, and has no published number",
+    ]
+    toy = visit.page.locator(".folder", has_text="Toy data")
+    toy.click()
+    assert visit.models() == ["STDC2-Seg50", EVIL, "net"]
+    toy.click()
+    assert visit.models() == ["STDC2-Seg50"]
 
 
 @needs_chromium
 def test_the_filter_narrows_by_words_and_lists(browser, page):
     visit = Visit(browser, page)
-    total = len(visit.models())
+    total = visit.page.evaluate("data.rows.length")
     visit.page.keyboard.press("/")
     visit.page.keyboard.type("pspnet cityscapes")
     configs = visit.page.locator(".config code").all_inner_texts()
@@ -66,26 +84,27 @@ def test_the_filter_narrows_by_words_and_lists(browser, page):
     assert all("pspnet" in config and "cityscapes" in config for config in configs)
     assert visit.page.locator("#count").inner_text() == f"4 of {total} rows"
     visit.page.keyboard.press("Escape")
-    visit.page.select_option("#filter-state", "measured")
-    assert len(visit.models()) == 3
+    visit.page.select_option("#filter-state", "toy")
+    assert len(visit.models()) == 2
+    visit.page.select_option("#filter-state", "photographs")
     visit.page.select_option("#filter-project", "stdc_seg")
     assert visit.models() == ["STDC2-Seg50"]
     visit.page.fill("#filter-text", "no such thing")
     assert visit.models() == []
     visit.page.click("#clear")
-    assert len(visit.models()) == total
+    assert visit.models() == ["STDC2-Seg50"]
 
 
 @needs_chromium
-def test_columns_sort_both_ways_and_what_was_not_run_stays_last(browser, page):
+def test_columns_sort_both_ways_within_their_group(browser, page):
     visit = Visit(browser, page)
-    head = visit.page.locator("#rows thead button", has_text="Ours")
-    for order, scores in (("descending", [60.5, 60.0, 46.25]), ("ascending", [46.25, 60.0, 60.5])):
+    visit.page.locator(".folder", has_text="Toy data").click()
+    head = visit.page.locator("#rows thead button", has_text="Val")
+    for order, scores in (("descending", [60.5, 60.0, 46.25]), ("ascending", [60.5, 46.25, 60.0])):
         head.click()
         assert visit.page.locator("th[aria-sort]").get_attribute("aria-sort") == order
-        found = visit.page.locator("td[data-label=Ours]").all_inner_texts()
+        found = visit.page.locator("td[data-label=Val]").all_inner_texts()
         assert [float(text.split()[0]) for text in found[:3]] == scores
-        assert set(found[3:]) == {"not run"}
 
 
 @needs_chromium
@@ -125,13 +144,14 @@ def test_an_opened_row_has_classes_images_and_its_command(browser, page, tmp_pat
 
 
 @needs_chromium
-def test_a_row_with_seeds_has_mean_deviation_and_difference(browser, page):
+def test_a_row_with_seeds_has_mean_and_deviation_on_val_and_test(browser, page):
     visit = Visit(browser, page)
-    visit.page.fill("#filter-text", "stdc2_seg50_s0")
     cells = visit.page.locator("tr.row td").all_inner_texts()
-    assert "60.50 ± 0.71 (60.50)" in cells[3]
-    assert "2 seeds (0, 1)" in cells[3]
-    assert cells[5] == "not comparable: reduced run; measured as 'input x0.5, ss, whole image' there"
+    assert "60.50 ± 0.71 (60.50)" in cells[2]
+    assert "2 seeds (0, 1)" in cells[2]
+    assert cells[3] == "55.50 ± 0.71"
+    assert cells[4].splitlines()[0] == "val 74.24 paper"
+    assert cells[4].splitlines()[1] == "not comparable: measured as 'input x0.5, ss, whole image' there"
 
 
 @needs_chromium
@@ -141,6 +161,7 @@ def test_everything_works_from_the_keyboard(browser, page):
     def focused():
         return visit.page.evaluate("document.activeElement.textContent")
 
+    visit.page.select_option("#filter-state", "missing")
     visit.page.keyboard.press("/")
     visit.page.keyboard.press("ArrowDown")
     first = focused()
@@ -158,17 +179,27 @@ def test_everything_works_from_the_keyboard(browser, page):
     for _ in range(4):  # project, data, show, then the curves or the head of the table
         visit.page.keyboard.press("Tab")
     assert visit.page.evaluate("document.activeElement.tagName") in ("SUMMARY", "BUTTON")
+    visit.page.select_option("#filter-state", "")
+    visit.page.locator(".folder", has_text="Not run yet").press("Enter")
+    assert len(visit.models()) > 30
+
+
+def boxes(visit, selector):
+    return [locator.bounding_box() for locator in visit.page.locator(selector).all() if locator.is_visible()]
 
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_both_colours(browser, page, tmp_path, scheme):
-    visit = Visit(browser, page, PHONE, scheme)
-    visit.page.fill("#filter-text", "semsegpaddle_glore measured")
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["390", "1400"])
+def test_it_fits_and_opens_on_photographs_in_both_colours(browser, page, tmp_path, size, scheme):
+    visit = Visit(browser, page, size, scheme)
+    visit.page.screenshot(path=tmp_path / "first_screen.png")
+    (first,) = boxes(visit, "tr.row")
+    assert first["y"] + first["height"] < size["height"]  # the measured row is on the first screen
     visit.page.locator(".opener").first.click()
     visit.chart("tr.detail .chart")
-    visit.page.screenshot(path=tmp_path / f"phone_{scheme}.png", full_page=True)
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    visit.page.screenshot(path=tmp_path / "opened.png", full_page=True)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     paper, ink = (
         visit.page.evaluate(f"getComputedStyle(document.body).{name}.match(/[0-9]+/g).map(Number)")
         for name in ("backgroundColor", "color")
@@ -179,12 +210,34 @@ def test_it_fits_a_phone_in_both_colours(browser, page, tmp_path, scheme):
 
 
 @needs_chromium
+@pytest.mark.parametrize(("before", "after"), [(DESKTOP, PHONE), (PHONE, DESKTOP)], ids=["narrower", "wider"])
+def test_the_legend_never_lies_over_the_curves(browser, page, tmp_path, before, after):
+    visit = Visit(browser, page, before)
+    visit.page.locator(".opener").first.click()
+    visit.chart("tr.detail .chart")
+    visit.page.set_viewport_size(after)
+    visit.wait(f"document.querySelector('tr.detail .chart .plot-container').clientWidth < {after['width']}")
+    visit.page.wait_for_timeout(400)  # Plotly redraws a little after the width has changed
+    visit.page.screenshot(path=tmp_path / "resized.png", full_page=True)
+    (plot,) = boxes(visit, "tr.detail .chart .main-svg >> nth=0")
+    (legend,) = boxes(visit, "tr.detail .legend")
+    assert legend["y"] >= plot["y"] + plot["height"] - 1
+    assert legend["x"] + legend["width"] <= after["width"]
+    assert plot["x"] + plot["width"] <= after["width"]
+    names = visit.page.locator("tr.detail .legend button").all_inner_texts()
+    assert names == ["seed 1", "seed 0", "test, seed 1", "test, seed 0", "paper, val 74.24 (not comparable)"]
+    visit.page.locator("tr.detail .legend button").first.click()
+    assert visit.page.evaluate("document.querySelector('tr.detail .chart').data[0].visible") is False
+    assert visit.errors == []
+
+
+@needs_chromium
 def test_a_browser_that_cannot_unpack_the_charts_says_so_and_keeps_the_table(browser, page, tmp_path):
     old = tmp_path / "old.html"
     old.write_text(page.read_text().replace('"use strict";', '"use strict"; delete window.DecompressionStream;', 1))
     visit = Visit(browser, old)
     visit.wait("document.getElementById('overview-chart').textContent.includes('results/curves')")
-    assert len(visit.models()) > 35
+    assert visit.models() == ["STDC2-Seg50"]
     assert visit.errors == []
 
 
@@ -248,6 +301,7 @@ def test_a_thousand_runs(browser, tree):
     first_row_ms = visit.page.evaluate("performance.getEntriesByName('first-row')[0].startTime")
     visit.wait("document.getElementById('count').textContent.startsWith('10')")
     print(f"first row on the screen after {first_row_ms:.0f} ms")
-    assert len(visit.models()) > 1000
+    visit.page.select_option("#filter-state", "toy")
+    assert len(visit.models()) == 1000
     visit.page.fill("#filter-text", "config_007")
     assert len(visit.models()) == 4
