@@ -106,10 +106,10 @@ def _draw(axes: Axes, spec: Spec) -> None:
         colour = f"C{number % 10}"
         look = {"color": colour, "marker": "o", "markersize": 2 if thin else 3, "linewidth": 0.9 if thin else 1.6}
         axes.plot(line["steps"], line["miou_percent"], label=_plain(line["label"]), **look)
-        if line["test"]:
+        if line.get("test"):
             step, score = line["test"]
             axes.plot([step], [score], color=colour, marker="D", markersize=6, linestyle="", label=f"test {score:.2f}")
-    if spec["mean"] and len({tuple(line["steps"]) for line in spec["lines"]}) == 1:
+    if spec.get("mean") and len({tuple(line["steps"]) for line in spec["lines"]}) == 1:
         means = [sum(values) / len(values) for values in zip(*(x["miou_percent"] for x in spec["lines"]), strict=True)]
         axes.plot(spec["lines"][0]["steps"], means, color="0.15", linewidth=2.2, label="mean of the seeds")
     for reference in spec["references"]:

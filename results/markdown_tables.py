@@ -122,11 +122,11 @@ def project_page(
     }
     parts = [f"# {project}\n", f"Made by `python results/make_tables.py`. {HOW_TO_READ} {PROTOCOL_WORDS}\n"]
     if kinds["photographs"]:
-        parts += ["## Measured on photographs\n", _measured(kinds["photographs"], with_curve, "../")]
-    parts.append(_folded(kinds, with_curve, "../"))
+        parts += ["## Measured on photographs\n", _measured(kinds["photographs"], with_curve, "../", own=True)]
+    parts.append(_folded(kinds, with_curve, "../", own=True))
     if kinds["missing"]:
         parts += ["## Not run\n", "Commands are typed in the project's folder.\n"]
-        parts.append(_missing(kinds["missing"], first_hours, "###"))
+        parts.append(_missing(kinds["missing"], first_hours, "###", own=True))
     if sources := _sources(rows):
         parts += ["## Sources of the published numbers\n", sources]
     measured = [row for row in rows if row.runs and "~" not in row.row_id]
@@ -144,11 +144,15 @@ def readme_table(rows: Sequence[TableRow], up: str, with_curve: set[str]) -> str
     results = f"{up}results/"
     parts = []
     if kinds["photographs"]:
-        parts += [f"{HOW_TO_READ}\n", _measured(kinds["photographs"], with_curve, results, "####")]
-    parts.append(_folded(kinds, with_curve, results))
+        parts += [f"{HOW_TO_READ}\n", _measured(kinds["photographs"], with_curve, results, "####", own=True)]
+    else:
+        parts.append("Nothing was measured on photographs yet.\n")
+    parts.append(_folded(kinds, with_curve, results, own=True))
     if kinds["missing"]:
         count = len(kinds["missing"])
-        parts.append(fold(f"Not run: {count} recipe{'s' * (count > 1)}", _missing(kinds["missing"], {}, "####")))
+        parts.append(
+            fold(f"Not run: {count} recipe{'s' * (count > 1)}", _missing(kinds["missing"], {}, "####", own=True))
+        )
     return "\n".join(part for part in parts if part)
 
 
@@ -169,18 +173,18 @@ def hero_table(rows: Sequence[TableRow]) -> str:
     return table(header, lines) + str(notes)
 
 
-def _folded(kinds: dict[str, list[TableRow]], with_curve: set[str], results: str) -> str:
+def _folded(kinds: dict[str, list[TableRow]], with_curve: set[str], results: str, own: bool = False) -> str:
     parts = []
-    if kinds["superseded"]:
-        count = len(kinds["superseded"])
-        head = f"Replaced by newer runs: {count} row{'s' * (count > 1)}"
-        parts.append(fold(head, _measured(kinds["superseded"], with_curve, results, "####")))
     if kinds["toy"]:
         count = len(kinds["toy"])
         head = (
             f"Toy data, which shows that a network learns and has no published number: {count} row{'s' * (count > 1)}"
         )
-        parts.append(fold(head, _toy_table(kinds["toy"], with_curve, results)))
+        parts.append(fold(head, _toy_table(kinds["toy"], with_curve, results, own)))
+    if kinds["superseded"]:
+        count = len(kinds["superseded"])
+        head = f"Replaced by newer runs: {count} row{'s' * (count > 1)}"
+        parts.append(fold(head, _measured(kinds["superseded"], with_curve, results, "####", own)))
     return "\n".join(parts)
 
 
@@ -191,8 +195,18 @@ def _grouped(rows: Sequence[TableRow], key: Callable[[TableRow], str]) -> dict[s
     return groups
 
 
-def _measured(rows: Sequence[TableRow], with_curve: set[str], results: str, level: str = "###") -> str:
-    """One table for each data set and protocol; `results` leads to the folder of results."""
+def _without_project(header: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    place = header.index("project")
+    return header[:place] + header[place + 1 :], [line[:place] + line[place + 1 :] for line in lines]
+
+
+def _measured(
+    rows: Sequence[TableRow], with_curve: set[str], results: str, level: str = "###", own: bool = False
+) -> str:
+    """One table for each data set and protocol; `results` leads to the folder of results.
+
+    With `own` all rows are of one project, whose name is left out.
+    """
     parts = []
     for heading, group in _grouped(rows, _heading).items():
         notes = Notes()
@@ -204,6 +218,8 @@ def _measured(rows: Sequence[TableRow], with_curve: set[str], results: str, leve
             cells += ["<br>".join(column) for column in scores]
             lines.append([*cells, _steps(row), _run_links(row, with_curve, results)])
         header = ["network", "project", "ours", "published", "difference", "steps, seeds", "run"]
+        if own:
+            header, lines = _without_project(header, lines)
         parts += [f"{level} {heading}\n", table(header, lines) + str(notes)]
     return "\n".join(parts)
 
@@ -261,16 +277,18 @@ def _run_links(row: TableRow, with_curve: set[str], results: str) -> str:
     return "<br>".join(parts)
 
 
-def _toy_table(rows: Sequence[TableRow], with_curve: set[str], results: str) -> str:
+def _toy_table(rows: Sequence[TableRow], with_curve: set[str], results: str, own: bool) -> str:
     header = ["network", "project", "data; protocol", "val", "steps, seeds", "run"]
     lines = []
     for row in rows:
         cells = [f"{cell(row.model)} {code(row.config)}", cell(row.project), cell(f"{row.data}; {row.protocol}")]
         lines.append([*cells, f"{row.best} ({row.last})", _steps(row), _run_links(row, with_curve, results)])
-    return table(header, lines)
+    return table(*_without_project(header, lines)) if own else table(header, lines)
 
 
-def _missing(rows: Sequence[TableRow], first_hours: dict[tuple[str, str], FirstHour], level: str) -> str:
+def _missing(
+    rows: Sequence[TableRow], first_hours: dict[tuple[str, str], FirstHour], level: str, own: bool = False
+) -> str:
     """One table for each data set."""
     parts = []
     for data, group in _grouped(rows, lambda row: row.data).items():
@@ -288,6 +306,8 @@ def _missing(rows: Sequence[TableRow], first_hours: dict[tuple[str, str], FirstH
         if not any(first_hours.get((row.project, row.config)) for row in group):
             header.remove("first hour")
             lines = [[*line[:5], line[6]] for line in lines]
+        if own:
+            header, lines = _without_project(header, lines)
         head = f"{level} {cell(data)}" + (f", about {hours:.0f} GPU hours" if hours else "")
         parts += [head + "\n", table(header, lines) + str(notes)]
     return "\n".join(parts)
