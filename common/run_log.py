@@ -31,7 +31,7 @@ from common.config.strict_yaml import load_yaml
 from common.files import atomic_write, sha256_of
 from common.runs.curve import draw_curve
 from common.runs.environment import RunEnvironment, run_id
-from common.runs.reading import read_run
+from common.runs.reading import planned_iters, read_run
 from common.runs.tables import (
     CHECKPOINT_COLUMNS,
     EVAL_COLUMNS,
@@ -87,8 +87,11 @@ class RunLog:
             json.dump(values, stream, indent=2, ensure_ascii=False)
             stream.write("\n")
 
-    def trim(self, step: int) -> None:
+    def trim(self, step: int, evaluated_step: int | None = None) -> None:
         """Drops the rows after `step`, as a resumed run writes them again, and what a killed run was just writing.
+
+        Evaluations are dropped after `evaluated_step` where that is given: a run may be stopped between an update and
+        its evaluation.
 
         Raises:
             UserError: A table is damaged, or has columns of another program.
@@ -103,7 +106,8 @@ class RunLog:
             if unknown or (rows and any(key not in rows[0] for key in needed)):
                 raise UserError(f"{self.folder / name}: the columns must be {','.join(columns)}: restore the file")
         for name, rows in tables.items():
-            self._write(name, [row for row in rows if int(row["step"]) <= step])
+            end = step if name == "train.csv" or evaluated_step is None else evaluated_step
+            self._write(name, [row for row in rows if int(row["step"]) <= end])
 
     def log_train(self, row: Mapping[str, Any]) -> None:
         """Appends one row to train.csv."""
@@ -217,11 +221,9 @@ def _check_test(folder: Path, weights: Path, step: int) -> None:
     best = run.best()
     if best is None:
         raise UserError(f"{folder}/eval.csv: no validation score yet, so no checkpoint was chosen: {instead}")
-    config = load_yaml(run.config_text, str(folder / "config.yaml"))
-    train = config.get("train") if isinstance(config, dict) else None
-    planned = train.get("iters") if isinstance(train, dict) else None
+    planned = planned_iters(load_yaml(run.config_text, str(folder / "config.yaml")))
     last = int(run.validations[-1]["step"])
-    if isinstance(planned, int) and last < planned:
+    if planned is not None and last < planned:
         raise UserError(f"{folder}: at step {last} of {planned}: finish it with train.py --resume first, or {instead}")
     if step != int(best["step"]):
         raise UserError(

@@ -24,7 +24,7 @@ from pathlib import Path
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write, sha256_of
 from common.run_log import run_id
-from common.runs.reading import Run, read_run
+from common.runs.reading import Run, planned_iters, read_run
 from common.runs.tables import CHECKPOINT_COLUMNS, TEST
 from results.recorded_runs import EVAL_FILES, RUN_FILES, RecordedRun, read_recorded
 
@@ -98,7 +98,7 @@ def _check_training(run: RecordedRun) -> None:
         empty = [key for key in TRAIN_COLUMNS if not row.get(key)]
         if empty:
             raise UserError(f"{path}, row {line}: {', '.join(empty)} is missing")
-    planned = run.config.get("train", {}).get("iters")
+    planned = planned_iters(run.config)
     if not rows or int(rows[-1]["step"]) != planned or run.iters != planned:
         raise UserError(f"{run.folder}: at step {run.iters} of {planned}: finish it with train.py --resume first")
 

@@ -80,3 +80,12 @@ def table_row(run: Run) -> str:
         *(last["step"], f"1 (seed {run.env['seed']})", run.env["scope"], run.folder.name),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def planned_iters(config: Any) -> int | None:
+    """The length that a run's config.yaml states: `train.iters`, or `iters` where it is PaddleSeg's own format."""
+    if not isinstance(config, dict):
+        return None
+    train = config.get("train", config)
+    iters = train.get("iters") if isinstance(train, dict) else None
+    return iters if isinstance(iters, int) else None

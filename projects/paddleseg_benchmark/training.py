@@ -1,8 +1,7 @@
-"""The loop that train.py and static_train.py share: steps, log, evaluation, and the run folder."""
+"""The loop that train.py and static_train.py share: steps, log, evaluation, checkpoints, and the run folder."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -12,24 +11,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.cli import UserError, not_negative
+from common.cli import UserError
 from common.files import atomic_write
 from common.progress import Progress
-from common.run_log import RunLog, print_scores, run_id
-from common.runs.environment import environment, git_commit
+from common.run_log import Evaluation, RunLog, print_scores
 from common.samples.stream import ValidPixels
+from paddleseg_benchmark.checkpoint import TrainState, load_stepper, read_state, save_checkpoint
 from paddleseg_benchmark.data import batches as loading
 from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.eval import PROTOCOL, evaluate
 from paddleseg_benchmark.matrix.measure import memory
+from paddleseg_benchmark.processes import StopRequest, say
+from paddleseg_benchmark.runs import Plan, new_folder, run_environment
 from paddleseg_benchmark.updates import DynamicStep, StaticStep, StepResult
 from paddleseg_benchmark.zoo.batch_norm import share_batch_norm_statistics
-from paddleseg_benchmark.zoo.zoo import ZooConfig
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
-from safetensors.numpy import save
 
 COLUMNS = (
     *("step", "epoch", "loss", "learning_rate", "step_time_s", "data_time_s", "images_per_s"),
@@ -37,39 +36,8 @@ COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run.
-
-    Attributes:
-        name: Of the config, for the run folder.
-        config: PaddleSeg's config with its data found.
-        iters: Updates.
-        batch_size: Images of one process in a step.
-        seed: Of weights and augmentation.
-        output: Where the run folder goes.
-        log_iters: Steps between log lines.
-        num_workers: Loader processes.
-        synthetic: Random images instead of a data set.
-        do_eval: Evaluate after the last step.
-        words: What else env.json says: precision, layout, graph.
-    """
-
-    name: str
-    config: ZooConfig
-    iters: int
-    batch_size: int
-    seed: int
-    output: Path
-    log_iters: int
-    num_workers: int
-    synthetic: bool
-    do_eval: bool
-    words: dict[str, str]
-
-
 class Training:
-    """A run being done.
+    """One run: network, data, and the files that it leaves.
 
     Args:
         plan: What to do.
@@ -77,75 +45,162 @@ class Training:
         train_set: Images to train on; None for random ones.
 
     Raises:
-        UserError: The images to evaluate on, if that is planned, cannot be opened.
+        UserError: The checkpoint does not fit; the images to evaluate on, if that is planned, cannot be used; the data
+            are not those that a resumed run began with.
     """
 
     def __init__(self, plan: Plan, stepper: DynamicStep | StaticStep, train_set: paddle.io.Dataset | None):
         self.plan, self.stepper, self.train_set = plan, stepper, train_set
         self.val_set = data.open_dataset(plan.config, "val") if plan.do_eval else None
-        commit, _ = git_commit(Path(__file__).parent)
-        self.folder = _new_folder(plan.output, run_id(plan.name, plan.seed, commit))
-        self.log = RunLog(self.folder, COLUMNS)
+        if self.val_set is not None:
+            data.require_readable(self.val_set)
+        self.step = self.evaluated_step = self.best_step = 0
+        self.best_miou = math.nan
+        if plan.checkpoint is not None:
+            state = read_state(plan.checkpoint)
+            load_stepper(plan.checkpoint, stepper, state)
+            self.step, self.evaluated_step = state.step, state.evaluated_step
+            self.best_miou, self.best_step = state.best_miou, state.best_step
+        self.env = run_environment(plan, stepper, train_set, self.val_set, self.step)
+        if plan.folder is not None:
+            self.env.require_same_data(plan.folder)
         self.is_main = dist.get_rank() == 0
         self.total_batch = plan.batch_size * dist.get_world_size()
         self.seconds = self.data_seconds = 0.0  # of all steps, and of waiting for data in them
 
-    def run(self) -> None:
-        """Trains; evaluates if asked; saves the weights.
+    def run(self) -> int:
+        """Trains from the current step to the last, evaluating and saving on the way.
+
+        Returns:
+            The command's exit status: 0, or 128 + signal where SIGTERM or SIGUSR1 ended the run early.
 
         Raises:
-            UserError: The loss or a weight is no number, or the labels have hardly anything to learn.
+            UserError: The loss or a weight is NaN or infinite, or the labels have hardly anything to learn.
         """
+        plan = self.plan
+        self.folder = plan.folder or new_folder(plan)
+        self.log = RunLog(self.folder, COLUMNS)
         if self.is_main:
             self._start_log()
         with (
+            StopRequest() as stop,
             loading.loader_failures_explained(),
-            Progress(self.plan.iters, "train", "step", silent=not self.is_main) as bar,
+            Progress(plan.iters, "train", "step", done=self.step, silent=not self.is_main) as bar,
         ):
-            self._train(bar)
-        zoo_network = self.stepper.zoo_network
-        if isinstance(self.stepper, StaticStep):
-            self.stepper.update_zoo_network()
-        weights = {name: value.astype("float32").numpy() for name, value in zoo_network.network.state_dict().items()}
-        _require_finite(weights)
-        if self.plan.do_eval:
-            share_batch_norm_statistics(zoo_network)
-            result = evaluate(zoo_network, self.val_set)
-            if self.is_main:
-                self.log.log_eval(self.plan.iters, "val", PROTOCOL, result, self.val_set.class_names)
-                self.log.draw_curve(f"{self.plan.name}, val, {PROTOCOL}")
-                print_scores(result, self.val_set.class_names, PROTOCOL, "val")
+            # A resumed run may have been stopped between an update and its evaluation.
+            stopped = self.step > 0 and self._evaluate_if_due(stop, bar)
+            signal = stop.anywhere() if stopped else self._train(stop, bar)
+        if signal:
+            say(f"stopped by signal {signal} after step {self.step}: {self.folder}/last.safetensors is saved; the same")
+            say("command with --resume resumes the run")
+            return 128 + signal
         if self.is_main:
             self._print_waiting()
-            with atomic_write(self.folder / "last.safetensors", "wb") as stream:
-                stream.write(save(weights))
             print(f"run: {self.folder}")
+        return 0
 
-    def _train(self, bar: Progress) -> None:
-        valid, window = ValidPixels(), _Window()
+    def _train(self, stop: StopRequest, bar: Progress) -> int:
+        """The remaining steps; returns the signal that stopped them, 0 for none."""
+        plan, valid, window = self.plan, ValidPixels(), _Window()
         ready = time.perf_counter()
-        for step, (images, labels, indices) in zip(range(1, self.plan.iters + 1), self._batches(), strict=False):
+        for step, (images, labels, indices) in zip(range(self.step + 1, plan.iters + 1), self._batches(), strict=False):
+            if signal := stop.anywhere():
+                self._save_last()
+                return signal
             loaded = time.perf_counter()
-            if not self.plan.synthetic and valid.labels < 200:
+            if not plan.synthetic and valid.labels < 200:
                 valid.look_at(labels.numpy())
             rate = self.stepper.schedule()
+            paddle.seed(_draw_seed(plan.seed, dist.get_rank(), step))  # of drop-out: the same in a resumed run
             result = self.stepper.run(images, labels)
             if not math.isfinite(result.loss) and not result.skipped:
                 self._stop_at_nonfinite_loss(step, result.loss, indices)
+            self.step = step
             done = time.perf_counter()
             window.add(done - ready, loaded - ready, result.skipped)
             self.seconds += done - ready
             self.data_seconds += loaded - ready
             bar.show(loss=result.loss)
             bar.update()
-            if self.is_main and (step % self.plan.log_iters == 0 or step == self.plan.iters):
+            if self.is_main and (step % plan.log_iters == 0 or step == plan.iters):
                 self._log_window(step, result, rate, window, bar)
                 window = _Window()
+            if step == plan.iters and plan.checkpoint is None:  # a resumed run has seen only its last batches
+                valid.at_the_end()
+            if step % plan.save_interval == 0 or step == plan.iters:
+                self._save_last()
+                if self._evaluate_if_due(stop, bar):
+                    return stop.anywhere()
             ready = time.perf_counter()
-        valid.at_the_end()
+        return 0
+
+    def _evaluate_if_due(self, stop: StopRequest, bar: Progress) -> bool:
+        """Evaluates the current step if it should be and is not yet; returns whether a signal ended that early."""
+        plan = self.plan
+        due = self.step % plan.save_interval == 0 or self.step == plan.iters
+        if self.val_set is None or not due or self.evaluated_step == self.step:
+            return False
+        share_batch_norm_statistics(self.stepper.zoo_network)
+        if isinstance(self.stepper, StaticStep):
+            self.stepper.update_zoo_network()
+        result = evaluate(self.stepper.zoo_network, self.val_set, stop)
+        if result is None:
+            return True
+        miou = result.matrix.mean_iou()
+        self.evaluated_step, is_best = self.step, math.isnan(self.best_miou) or miou > self.best_miou
+        if is_best:
+            self.best_miou, self.best_step = miou, self.step
+        if self.is_main:
+            self._log_eval(result, bar)
+            if is_best:
+                save_checkpoint(self.folder / "best.safetensors", self.stepper.weights(), self._state())
+        self._save_last()
+        if self.is_main and self.step == plan.iters:
+            bar.close()  # what is printed now stands below it
+            print_scores(result, self.val_set.class_names, PROTOCOL, "val")
+        return False
+
+    def _save_last(self) -> None:
+        """Saves last.safetensors, and beside it the checkpoints of the latest steps, so many as the plan keeps."""
+        if not self.is_main or self.step == 0:
+            return
+        weights = self.stepper.weights()
+        _require_finite(weights)
+        last = self.folder / "last.safetensors"
+        save_checkpoint(last, weights, self._state(), self.stepper.state().moments)
+        if self.plan.keep_checkpoint_max > 1:
+            kept = self.folder / f"iter_{self.step}.safetensors"
+            save_checkpoint(kept, weights, self._state(), self.stepper.state().moments)
+            for old in checkpoints_by_step(self.folder)[: -self.plan.keep_checkpoint_max]:
+                old.unlink()
+
+    def _state(self) -> TrainState:
+        plan, state = self.plan, self.stepper.state()
+        return TrainState(
+            step=self.step,
+            evaluated_step=self.evaluated_step,
+            best_miou=self.best_miou,
+            best_step=self.best_step,
+            config_name=plan.name,
+            config_text=str(plan.config),
+            class_names=self.env.class_names,
+            seed=plan.seed,
+            data_root=plan.data_root,
+            scope=plan.scope,
+            layout=plan.layout,
+            precision=plan.precision,
+            graph=plan.graph,
+            synthetic=plan.synthetic,
+            do_eval=plan.do_eval,
+            log_iters=plan.log_iters,
+            save_interval=plan.save_interval,
+            keep_checkpoint_max=plan.keep_checkpoint_max,
+            schedule=state.schedule,
+            loss_scale=state.loss_scale,
+        )
 
     def _print_waiting(self) -> None:
-        share = self.data_seconds / self.seconds
+        share = self.data_seconds / self.seconds if self.seconds else 0
         print(f"training steps took {self.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
         if share > 0.2:
             now = f"now {self.plan.num_workers}"
@@ -157,15 +212,15 @@ class Training:
         with atomic_write(path) as stream:
             json.dump({"step": step, "loss": str(loss), "images": names}, stream, indent=2)
         raise UserError(
-            f"loss is {loss} at step {step}: stopped, nothing is saved; the batch's images are in {path}; lower the "
-            f"learning rate, or look at those images"
+            f"loss is {loss} at step {step}: stopped, checkpoints are untouched; the batch's images are in {path}; "
+            f"lower the learning rate, or look at those images"
         )
 
     def _batches(self) -> Iterator[loading.Batch]:
         plan = self.plan
         if plan.synthetic:
             return loading.synthetic_batches(plan.batch_size, data.crop_size(plan.config), 19, plan.seed)
-        return loading.batches(self.train_set, plan.batch_size, plan.num_workers)
+        return loading.batches(self.train_set, plan.batch_size, plan.num_workers, plan.seed, self.step)
 
     def _log_window(self, step: int, result: StepResult, rate: float, window: _Window, bar: Progress) -> None:
         """One line and one row about the steps since the last."""
@@ -199,30 +254,29 @@ class Training:
             peak_memory_gib=round(peak, 3),
         )
 
-    def _start_log(self) -> None:
-        plan = self.plan
-        made_up = plan.synthetic or data.is_embedded(plan.config)
-        whole = plan.iters >= plan.config.iters
-        env = environment(
-            ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "numpy", "opencv-python-headless"),
-            project="paddleseg_benchmark",
-            config=plan.name,
-            seed=plan.seed,
-            scope="smoke" if made_up else "full" if whole else "reduced",
-            dataset=_dataset_name(plan),
-            processes=dist.get_world_size(),
-            total_batch_size=self.total_batch,
-            device=paddle.device.get_device(),
-            trainable_parameters=self.stepper.parameters,
-            **plan.words,
+    def _log_eval(self, result: Evaluation, bar: Progress) -> None:
+        self.log.log_eval(self.step, "val", PROTOCOL, result, self.val_set.class_names)
+        self.log.draw_curve(f"{self.plan.name}, val, {PROTOCOL}")
+        miou, iters = result.matrix.mean_iou(), self.plan.iters
+        bar.event(
+            f"[EVAL] iter: {self.step}/{iters}, mIoU: {100 * miou:.2f} %, loss: {result.loss:.4f} "
+            f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
+            step=self.step,
+            total=iters,
+            val_miou_percent=100 * miou,
+            val_loss=result.loss,
+            best_miou_percent=100 * self.best_miou,
+            best_step=self.best_step,
         )
-        self.log.trim(0)
-        config = copy.deepcopy(plan.config)
+
+    def _start_log(self) -> None:
+        self.log.trim(self.step, self.evaluated_step)
+        config = copy.deepcopy(self.plan.config)
         for section in (config.dic["train_dataset"], config.dic["val_dataset"]):
             for key in ("dataset_root", "train_path", "val_path"):
                 if os.path.isabs(section.get(key) or ""):  # run files are published, this machine's folders are not
                     section[key] = Path(section[key]).name
-        self.log.start(str(config), env)
+        self.log.start(str(config), self.env.values)
 
 
 @dataclasses.dataclass
@@ -241,35 +295,20 @@ class _Window:
         self.skipped += skipped
 
 
-def seed(text: str) -> int:
-    """A word of a command that NumPy takes for a seed, also with the number of a process added."""
-    number = not_negative(text)
-    if number >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text} is not a number below 2^31")
-    return number
+def checkpoints_by_step(folder: Path) -> list[Path]:
+    """The checkpoints that --keep_checkpoint_max keeps in a run folder, in the order of their steps."""
+    return sorted(folder.glob("iter_*.safetensors"), key=lambda path: int(path.stem.removeprefix("iter_")))
+
+
+def _draw_seed(*position: int) -> int:
+    """A seed below 2^63 of Paddle's generator for a position in a run."""
+    return int(np.random.SeedSequence((*position, 1)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _require_finite(weights: dict[str, np.ndarray]) -> None:
     for name, value in weights.items():
         if not np.isfinite(value).all():
             raise UserError(
-                f"'{name}' holds what is no number after the last update: nothing is saved; lower the learning rate"
+                f"'{name}' holds NaN or infinity after the last update: it is not saved, checkpoints are untouched; "
+                f"lower the learning rate"
             )
-
-
-def _dataset_name(plan: Plan) -> str:
-    if plan.synthetic:
-        return "synthetic"
-    return "toy" if data.is_embedded(plan.config) else plan.config.train_dataset_cfg["type"].lower()
-
-
-def _new_folder(output: Path, name: str) -> Path:
-    """output/name, or name_2, name_3... if a run of that name has begun already: nothing is overwritten."""
-    number = 1
-    while (output / (name if number == 1 else f"{name}_{number}") / "config.yaml").exists():
-        number += 1
-    if dist.get_world_size() > 1:  # process 0 may have begun to write when another looks
-        agreed = paddle.to_tensor([number])
-        dist.broadcast(agreed, 0)
-        number = int(agreed)
-    return output / (name if number == 1 else f"{name}_{number}")

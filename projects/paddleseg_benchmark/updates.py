@@ -1,4 +1,4 @@
-"""One training step for train.py, static_train.py and measure.py: dynamic, `to_static`, or a static Program."""
+"""One update, for train.py, static_train.py and measure.py: dynamic, `to_static`, or a static Program."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _FIRST_LOSS_SCALE = 1024.0
 
 
 class StepResult(NamedTuple):
-    """What a training step gave.
+    """The outcome of a training step.
 
     Attributes:
         loss: Of this process's share of the batch, before the update.
-        skipped: The gradient was left out, as it held what is no number (fp16 only). The dynamic graph then updates
-            nothing; in a static Program momentum and weight decay go on without it.
+        skipped: True if the update was skipped because an fp16 gradient was inf or NaN. The dynamic graph then updates
+            nothing; in a static Program momentum and weight decay are still applied.
         scale: The loss scale after the step; None where nothing is scaled.
     """
 
@@ -44,15 +44,30 @@ class StepResult(NamedTuple):
     scale: float | None
 
 
+class StepState(NamedTuple):
+    """Everything of a stepper that an update changes besides the network.
+
+    Attributes:
+        moments: The optimizer's tensors as "<the network's own parameter name>.<moment>", float32; others of a static
+            Program by their name alone.
+        schedule: State of the learning rate's schedule.
+        loss_scale: State of the loss scaler; None where nothing is scaled.
+    """
+
+    moments: dict[str, np.ndarray]
+    schedule: dict[str, Any]
+    loss_scale: dict[str, Any] | None
+
+
 def unsupported(device: str, precision: str, layout: str, graph: str, name: str) -> str | None:
     """Why a row of the zoo cannot be trained in this way on a device ("cpu" or "gpu"); None if it can.
 
     Raises:
-        UserError: One of the words is unknown.
+        UserError: One of the names is unknown.
     """
-    for word, known in ((precision, PRECISIONS), (layout, LAYOUTS), (graph, GRAPHS)):
-        if word not in known:
-            raise UserError(f"'{word}' is unknown: {did_you_mean(word, list(known))}")
+    for name_given, known in ((precision, PRECISIONS), (layout, LAYOUTS), (graph, GRAPHS)):
+        if name_given not in known:
+            raise UserError(f"'{name_given}' is unknown: {did_you_mean(name_given, list(known))}")
     network = zoo.read_config(zoo.CONFIG_DIR / zoo.row(name).config).model_cfg["type"]
     if precision != "fp32" and device != "gpu":
         return "not supported here: Paddle has no mixed precision on a CPU, auto_cast would change nothing"
@@ -75,7 +90,7 @@ class DynamicStep:
         precision: One of `PRECISIONS`: O1 and O2 are Paddle's levels of mixed precision, bf16 is O1 with bfloat16.
         graph: "dynamic" or "to_static".
         iters: Steps after which the rate has fallen to its end; None takes the config's.
-        careful: Leave out the update where the loss is no number. Finding out waits for the GPU, so a measurement
+        careful: Skip the update where the loss is NaN or infinite. Finding out waits for the GPU, so a measurement
             goes without. (Under fp16 the loss scaler does it, and without waiting.)
     """
 
@@ -132,8 +147,47 @@ class DynamicStep:
         return predict(self.zoo_network, images, self._precision)
 
     def peak_gpu_memory_gib(self) -> float | None:
-        """See the function."""
+        """The most memory that Paddle has allocated on the GPU; None on a CPU."""
         return peak_gpu_memory_gib()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The network's tensors, float32; where it holds float16 copies (O2), the optimizer's own float32 weights."""
+        masters = self._optimizer.state_dict().get("master_weights", {})
+        named = self.zoo_network.network.state_dict().items()
+        return {name: _float32(masters.get(value.name, value)) for name, value in named}
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the network's parameters by their own names."""
+        return _shapes(self.zoo_network)
+
+    def state(self) -> StepState:
+        """The state of optimizer, schedule and loss scaler.
+
+        Paddle names parameters by a counter of the process ("conv2d_7.w_0"); here they have the network's own names.
+        """
+        stored, moments = self._optimizer.state_dict(), {}
+        for name, parameter in self.zoo_network.network.named_parameters():
+            for key, value in stored.items():
+                if key.startswith(f"{parameter.name}_"):
+                    moments[f"{name}.{key.removeprefix(f'{parameter.name}_')}"] = _float32(value)
+        scale = {name: _plain(value) for name, value in self._scaler.state_dict().items()} if self._scaler else None
+        return StepState(moments, self.schedule.state_dict(), scale)
+
+    def load_state(self, weights: dict[str, np.ndarray], state: StepState) -> None:
+        """Brings optimizer, schedule and loss scaler to `state`; `weights` are those the network was filled with."""
+        parameters = dict(self.zoo_network.network.named_parameters())
+        stored: dict[str, Any] = {"LR_Scheduler": state.schedule}
+        for name, value in state.moments.items():
+            owner, _, moment = name.rpartition(".")
+            stored[f"{parameters[owner].name}_{moment}"] = paddle.to_tensor(value)
+        reduced = {name: p for name, p in parameters.items() if p.dtype != paddle.float32}
+        if reduced:
+            stored["master_weights"] = {p.name: paddle.to_tensor(weights[name]) for name, p in reduced.items()}
+        self._optimizer.set_state_dict(stored)
+        self.schedule.set_state_dict(state.schedule)
+        if self._scaler is not None and state.loss_scale:
+            scale = np.array([state.loss_scale["scale"]], np.float32)
+            self._scaler.load_state_dict(state.loss_scale | {"scale": scale})
 
     def _scale(self) -> float:
         return float(self._scaler.state_dict()["scale"][0])
@@ -202,8 +256,48 @@ class StaticStep:
         self.zoo_network.network.set_state_dict(values)
 
     def peak_gpu_memory_gib(self) -> float | None:
-        """See the function."""
+        """The most memory that Paddle has allocated on the GPU; None on a CPU."""
         return peak_gpu_memory_gib()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The network's tensors as they stand in the Program, float32; `zoo_network` gets them too."""
+        self.update_zoo_network()
+        return {name: _float32(value) for name, value in self.zoo_network.network.state_dict().items()}
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the network's parameters by their own names."""
+        return _shapes(self.zoo_network)
+
+    def state(self) -> StepState:
+        """The state of the Program besides the network, and of the schedule."""
+        return StepState(
+            {name: np.array(self._tensor(v)) for name, v in self._others()}, self.schedule.state_dict(), None
+        )
+
+    def load_state(self, weights: dict[str, np.ndarray], state: StepState) -> None:
+        """Brings the Program and the schedule to `state`, its network to `weights`."""
+        for name, value in weights.items():
+            self._variable(name).set(value, self._place)
+        for name, variable in self._others():
+            if name not in state.moments:
+                raise UserError(f"the checkpoint has no '{name}' for this Program: resume with the settings of its run")
+            self._tensor(variable).set(state.moments[name], self._place)
+        self.schedule.set_state_dict(state.schedule)
+        if self._last_scale is not None:
+            scales = [value for name, value in state.moments.items() if "loss_scaling" in name]
+            self._last_scale = float(scales[0].reshape(-1)[0]) if scales else self._last_scale
+
+    def _others(self) -> list[tuple[str, str]]:
+        """Persistent variables that are not the network's: (name in a checkpoint, name in the Program)."""
+        owners = {variable: name for name, variable in self._names.items()}
+        pairs = []
+        for variable in sorted(v.name for v in self._program.list_vars() if v.persistable):
+            owner = next((o for o in owners if variable.startswith(f"{o}_")), None)
+            if owner is not None:
+                pairs.append((f"{owners[owner]}.{variable.removeprefix(f'{owner}_')}", variable))
+            elif variable not in owners and not variable.startswith("learning_rate"):
+                pairs.append((variable.replace(".", "_"), variable))
+        return pairs
 
     @contextlib.contextmanager
     def _static_mode(self) -> Iterator[None]:
@@ -215,7 +309,10 @@ class StaticStep:
             paddle.disable_static()
 
     def _variable(self, name: str) -> Any:
-        return self._scope.find_var(self._names[name]).get_tensor()
+        return self._tensor(self._names[name])
+
+    def _tensor(self, variable: str) -> Any:
+        return self._scope.find_var(variable).get_tensor()
 
 
 def auto_cast(precision: str) -> contextlib.AbstractContextManager:
@@ -272,6 +369,18 @@ def synchronize() -> None:
     """Waits for the GPU, if there is one."""
     if paddle.device.get_device().startswith("gpu"):
         paddle.device.cuda.synchronize()
+
+
+def _shapes(zoo_network: ZooNetwork) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in zoo_network.network.named_parameters()}
+
+
+def _float32(value: paddle.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(value.astype("float32").numpy())
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).reshape(-1)[0].item() if isinstance(value, np.ndarray | paddle.Tensor) else value
 
 
 def _as_tensor(values: np.ndarray | paddle.Tensor) -> paddle.Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.cli import UserError
-from common.images.read import read_image, read_label
+from common.files import sha256_of
+from common.images.read import read_image, read_label, read_size
 from common.labels import IGNORE, LabelSet, label_set, load_custom
 from common.lists.list_file import read_list
+from common.samples.list_dataset import require_sides
 from common.samples.roots import REPOSITORY, find_root
 from common.toy_dataset import STANDARD, draw_toy
 from paddleseg_benchmark.zoo import zoo
@@ -79,14 +83,19 @@ def with_crop_size(config: ZooConfig, size: tuple[int, int]) -> ZooConfig:
 
 
 def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
-    """The data set of paddleseg for "train" or "val", with its transforms; the embedded one is drawn when missing.
+    """The data set of paddleseg for "train", "val" or "test", with its transforms; toy data is drawn when missing.
 
-    Its attribute `class_names` is added, and a `Dataset`'s list is read as the lists of the other projects are.
+    Its attributes `class_names` and `provenance` are added, and a list is read as those of the other projects are.
 
     Raises:
         UserError: It cannot be opened, has images without labels, or another number of classes than its classes.yaml.
     """
-    section = getattr(config, f"{split}_dataset_cfg")
+    section = copy.deepcopy(config.dic["train_dataset" if split == "train" else "val_dataset"])
+    mode = "test" if split == "test" else section["mode"].lower()  # test is evaluated as val is
+    if split == "test" and section["type"] == "Cityscapes":
+        section["mode"] = "test"  # the folder that paddleseg looks into
+    elif split == "test" and "val_path" in section:
+        section["val_path"] = str(Path(section["val_path"]).with_name("test.txt"))
     where = f"{config.source}: '{split}_dataset'"
     root = find_root(section["dataset_root"])
     if is_embedded(config):
@@ -94,9 +103,13 @@ def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
         draw_toy(TOY.layout, root, TOY.num_train, TOY.num_val, TOY.size)  # one process draws, the others wait
     if root is None:
         raise UserError(f"{where}: no folder '{section['dataset_root']}': correct dataset_root")
-    pairs, in_its_place = None, {}
+    pairs, list_path, in_its_place = None, None, {}
     if section["type"] == "Dataset":
-        pairs, in_its_place = _listed(section, root, where), {f"{section['mode'].lower()}_path": os.devnull}
+        list_path = _list_path(section, root, where)
+        pairs, in_its_place = _listed(list_path, root), {f"{section['mode'].lower()}_path": os.devnull}
+    elif section["type"] == "CamVid":
+        list_path = root / f"{mode}.txt"
+        pairs = _listed(list_path, root)
     try:
         dataset = SegBuilder(config).build_component(section | {"dataset_root": str(root)} | in_its_place)
     except RuntimeError as error:
@@ -109,32 +122,61 @@ def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
     dataset.file_list = pairs or dataset.file_list
     if section["type"] == "Cityscapes":
         _require_pairs(dataset, root, split)
+        dataset.mode = "train" if split == "train" else "val"
+    dataset.provenance = _provenance(dataset, root, list_path)
     labels = _labels(dataset, section["type"], root)
     dataset.class_names = labels.class_names if labels else tuple(map(str, range(dataset.num_classes)))
     dataset.transforms = _ReadWhole(dataset.transforms, dataset.num_classes, labels)
     return dataset
 
 
-def _listed(section: dict, root: Path, where: str) -> list[list[str]]:
-    """The pairs of a list, read by `common.lists.list_file`; its `separator` is found by the lines themselves."""
+def _list_path(section: dict, root: Path, where: str) -> Path:
+    """The list file of a `Dataset`: as given from the working directory, the repository or the data set's folder."""
     key = f"{section['mode'].lower()}_path"
     if section.get(key) is None:
         raise UserError(f"{where}: key '{key}' is missing: give the list file of mode {section['mode']}")
-    path = next((place for place in (Path(section[key]), REPOSITORY / section[key]) if place.is_file()), None)
+    places = (Path(section[key]), REPOSITORY / section[key], root / section[key])
+    path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise UserError(
             f"{where}: no list '{section[key]}' of the images in {root}: correct {key}, or write it with "
             f"python common/create_dataset_list.py custom {root}"
         )
+    return path
+
+
+def _listed(path: Path, root: Path) -> list[list[str]]:
+    """The pairs of a list, read by `common.lists.list_file`; its `separator` is found by the lines themselves."""
     pairs = read_list(path, root)
     if without := [pair.image for pair in pairs if pair.label is None]:
         raise UserError(f"{path}: no label for {without[0]}: use a list with labels")
     return [[str(pair.image), str(pair.label)] for pair in pairs]
 
 
+def _provenance(dataset: paddle.io.Dataset, root: Path, list_path: Path | None) -> dict[str, Any]:
+    """Number of pairs and SHA-256 of the list; where paddleseg finds the pairs itself, of their names as a list."""
+    if list_path is not None:
+        return {"entries": len(dataset), "sha256": sha256_of(list_path)}
+    lines = [",".join(os.path.relpath(name, root) for name in pair) + "\n" for pair in dataset.file_list]
+    return {"entries": len(dataset), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+
+
+def require_readable(dataset: paddle.io.Dataset) -> None:
+    """Looks at the headers of all images and labels, so that a bad one is found before a training and not in it.
+
+    Raises:
+        UserError: One cannot be read, is of another size than its partner, or has a side that no network takes.
+    """
+    for image, label in dataset.file_list:
+        size = read_size(image)
+        if read_size(label) != size:
+            raise UserError(f"{label}: label is {read_size(label)}, image {size}: they must be of the same size")
+        require_sides(image, size, 1)
+
+
 def _require_pairs(dataset: paddle.io.Dataset, root: Path, split: str) -> None:
     """Checks what paddleseg does not: it pairs all images and all labels in their order, whatever their names."""
-    images = sorted(root.glob(f"leftImg8bit/{dataset.mode}/*/*_leftImg8bit.png"))
+    images = sorted(root.glob(f"leftImg8bit/{dataset.mode}/[!.]*/[!.]*_leftImg8bit.png"))
     labelled = {Path(label).name.rsplit("_", 2)[0] for _, label in dataset.file_list}
     without = [path for path in images if path.name.rsplit("_", 1)[0] not in labelled]
     if without or not images or len(labelled) != len(images):
@@ -147,10 +189,10 @@ def _require_pairs(dataset: paddle.io.Dataset, root: Path, split: str) -> None:
 
 
 def _labels(dataset: paddle.io.Dataset, kind: str, root: Path) -> LabelSet | None:
-    """What the labels mean: Cityscapes' train ids where the data set is Cityscapes, else what its classes.yaml says."""
+    """The meaning of the values in label files: by the data set's own type, else by its classes.yaml."""
     count, path = dataset.num_classes, root / "classes.yaml"
-    if kind == "Cityscapes":
-        return label_set("cityscapes_trainids")
+    if kind in ("Cityscapes", "CamVid"):
+        return label_set({"Cityscapes": "cityscapes_trainids", "CamVid": "camvid"}[kind])
     if path.is_file():
         labels = load_custom(path)
         if labels.num_classes != count:

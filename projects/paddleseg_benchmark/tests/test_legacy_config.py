@@ -60,7 +60,15 @@ def test_text_of_the_original_files_is_read(tmp_path):
         (["BATCHSIZE", "2"], "command line: unknown key 'BATCHSIZE': did you mean 'BATCH_SIZE'"),
         (["BATCH_SIZE"], "'BATCH_SIZE' has no value"),
         (["BATCH_SIZE", "many"], "BATCH_SIZE must be int, not 'many'"),
-        (["MODEL.MODEL_NAME", "unet"], "MODEL.MODEL_NAME 'unet' is not supported: 'hrnet' or 'deeplabv3p'"),
+        (["MODEL.MODEL_NAME", "unet"], "MODEL.MODEL_NAME 'unet' is not supported: give 'hrnet' or 'deeplabv3p'"),
+        (
+            ["SOLVER.LR_WARMUP", "True"],
+            "SOLVER.LR_WARMUP True is not supported: PaddleSeg's solver of 2.1",
+        ),
+        (
+            ["TRAIN.RESUME_MODEL_DIR", "saved/3"],
+            "'saved/3' is not supported: give --resume_model RUN_DIR",
+        ),
         (["SOLVER.OPTIMIZER", "adam"], "SOLVER.OPTIMIZER 'adam' is not supported"),
         (["BATCH_SIZE", "0"], "command line: BATCH_SIZE 0: give a number from 1"),
         (["BATCH_SIZE", "-2"], "command line: BATCH_SIZE -2: give a number from 1"),
@@ -89,3 +97,8 @@ def test_uneven_hrnet_channels_are_refused():
 def test_an_unknown_file_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean 'hrnetw18_cityscapes_1024x512_215.yaml'"):
         legacy_config.read_legacy("configs/hrnetw18_cityscapes_1024x512.yaml", [])
+
+
+def test_warm_up_that_is_off_and_its_steps_have_no_effect_as_in_the_original():
+    with_keys = legacy_config.read_legacy(HRNET, ["SOLVER.LR_WARMUP", "False", "SOLVER.LR_WARMUP_STEPS", "2000"])
+    assert with_keys == legacy_config.read_legacy(HRNET, [])

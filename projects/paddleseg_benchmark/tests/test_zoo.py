@@ -188,3 +188,33 @@ def test_an_unknown_name_gets_the_nearest():
 def test_an_unknown_config_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean 'fastscnn.yml'"):
         zoo.read_config("configs/fastscn.yml")
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "backbone", "params_less"),
+    [("deeplabv3p.yml", "DeepLabV3P", "ResNet50_vd", 0), ("hrnet.yml", "FCN", "HRNet_W18", 270 + 19)],
+)
+def test_the_configs_of_the_original_benchmark_have_their_names_and_values(name, network, backbone, params_less):
+    config = zoo.read_config(f"benchmark/{name}")
+    sections = {"type": "RandomDistort"}, {"type": "SGD", "momentum": 0.9}
+    assert config.train_dataset_cfg["transforms"][3] == sections[0]
+    assert sections[1].items() <= config.optimizer_cfg.items()
+    assert (config.model_cfg["type"], config.model_cfg["backbone"]["type"]) == (network, backbone)
+    row = {"DeepLabV3P": "deeplabv3p_resnet50", "FCN": "fcn_hrnet_w18"}[network]
+    assert zoo.build_from_config(config).trainable_parameters() == zoo.row(row).reference_params - params_less
+    assert (config.iters, config.batch_size) == (80000, 2)
+
+
+def test_both_benchmark_configs_of_hrnet_pad_both_sides_and_have_no_bias():
+    for name in ("hrnet.yml", "hrnet48.yml"):
+        model = zoo.read_config(f"benchmark/{name}").model_cfg
+        assert (model["bias"], model["backbone"]["padding_same"]) == (False, False)
+
+
+def test_every_config_says_what_to_expect_and_how_it_is_run():
+    paths = [*zoo.CONFIG_DIR.glob("*.y*ml"), *zoo.BENCHMARK_DIR.glob("*.yml")]
+    assert len(paths) == 36 + 1 + 2 + 3
+    for path in paths:
+        head = path.read_text(encoding="utf-8").split("\n\n")[0]
+        for word in ("# Expected: ", "# Hours: ", "Hardware: ", "# Command: python ", path.name):
+            assert word in head, f"{path}: its head has no '{word}'"

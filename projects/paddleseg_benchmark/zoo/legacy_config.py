@@ -4,10 +4,12 @@ Its files have sections of upper-case keys, tuples as text ("(1024, 512)": width
 command line changes single keys: `BATCH_SIZE 2 SOLVER.NUM_EPOCHS 3 MODEL.FP16 True`.
 
 Reference: PaddleSeg, branch benchmark, legacy/pdseg/utils/config.py (keys and defaults), models/modeling/ (networks).
-Deviation: images are RGB whatever AUG.TO_RGB says (it was BGR without it), and random colour distortion is left out,
-as legacy had it only within RICH_CROP. Batch normalisation is synchronised over GPUs whatever TRAIN.SYNC_BATCH_NORM
-says, as paddleseg 2.8's always is. PRETRAINED_MODEL_DIR held weights of another format: name a .pdparams file of
-the backbone instead, or it is left out.
+Deviation: DeepLabv3+ has paddleseg 2.8's heads, whose batch normalisation has momentum 0.9 and is decayed as all
+weights are; legacy's had momentum 0.99 and no decay. Images are RGB whatever AUG.TO_RGB says (it was BGR without it),
+and random colour distortion is left out, as legacy had it only within RICH_CROP. Batch normalisation is synchronised
+over GPUs whatever TRAIN.SYNC_BATCH_NORM says, as paddleseg 2.8's always is. PRETRAINED_MODEL_DIR held weights of
+another format and is ignored: model.backbone.pretrained in a config of train.py takes a .pdparams file of the
+backbone. SOLVER.LR_WARMUP is refused where it is True: the solver of 2.1 reads it and never warms up.
 """
 
 from __future__ import annotations
@@ -59,12 +61,15 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.MOMENTUM": 0.9,
     "SOLVER.WEIGHT_DECAY": 4e-5,
     "SOLVER.NUM_EPOCHS": 30,
+    "SOLVER.LR_WARMUP": False,
+    "TRAIN.RESUME_MODEL_DIR": "",
 }
-# Keys of legacy configs that say nothing about training here.
+# Keys of legacy configs that have no effect on a training here.
 _WITHOUT_EFFECT = (
     *("EVAL_CROP_SIZE", "AUG.FIX_RESIZE_SIZE", "AUG.INF_RESIZE_VALUE", "AUG.MAX_RESIZE_VALUE", "AUG.MIN_RESIZE_VALUE"),
     *("AUG.TO_RGB", "DATASET.TEST_FILE_LIST", "FREEZE.MODEL_FILENAME", "FREEZE.PARAMS_FILENAME", "TEST.TEST_MODEL"),
     *("TRAIN.MODEL_SAVE_DIR", "TRAIN.PRETRAINED_MODEL_DIR", "TRAIN.SNAPSHOT_EPOCH", "TRAIN.SYNC_BATCH_NORM"),
+    "SOLVER.LR_WARMUP_STEPS",
 )
 _LEAST = {
     **dict.fromkeys(("BATCH_SIZE", "TRAIN_CROP_SIZE", "DATASET.NUM_CLASSES", "SOLVER.NUM_EPOCHS"), 1),
@@ -87,11 +92,18 @@ _ONLY = {
     "MODEL.DEEPLAB.DECODER_USE_SEP_CONV": (True,),
     "SOLVER.LR_POLICY": ("poly",),
     "SOLVER.OPTIMIZER": ("sgd",),
+    "SOLVER.LR_WARMUP": (False,),
+    "TRAIN.RESUME_MODEL_DIR": ("",),
 }
+_INSTEAD = {
+    "SOLVER.LR_WARMUP": "PaddleSeg's solver of 2.1 never warmed up; train.py does, with lr_scheduler.warmup_iters",
+    "TRAIN.RESUME_MODEL_DIR": "give --resume_model RUN_DIR",
+}
+"""What to do in place of a value that is not supported."""
 
 
-def read_legacy(path: str | Path, words: list[str]) -> dict[str, Any]:
-    """All keys of `DEFAULTS` with the values of a legacy config, changed by words KEY VALUE KEY VALUE.
+def read_legacy(path: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """All keys of `DEFAULTS` with the values of a legacy config, changed by overrides KEY VALUE KEY VALUE.
 
     Raises:
         UserError: No such file, no YAML, an unknown key, a key without value, or a value that is not supported.
@@ -103,13 +115,14 @@ def read_legacy(path: str | Path, words: list[str]) -> dict[str, Any]:
     values = copy.deepcopy(DEFAULTS)
     for key, value in _flat(tree):
         _set(values, key, value, str(path))
-    if len(words) % 2:
-        raise UserError(f"command line: '{words[-1]}' has no value: write KEY VALUE, as in BATCH_SIZE 2")
-    for key, value in zip(words[::2], words[1::2], strict=True):
+    if len(overrides) % 2:
+        raise UserError(f"command line: '{overrides[-1]}' has no value: write KEY VALUE, as in BATCH_SIZE 2")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         _set(values, key, value, "command line")
     for key, allowed in _ONLY.items():
         if values[key] not in allowed:
-            raise UserError(f"{path}: {key} {values[key]!r} is not supported: {' or '.join(map(repr, allowed))}")
+            hint = _INSTEAD.get(key, f"give {' or '.join(map(repr, allowed))}")
+            raise UserError(f"{path}: {key} {shown(values[key])} is not supported: {hint}")
     return values
 
 

@@ -10,8 +10,9 @@
   values: 5 s; two images of 128x256 have 1.2 million). The value at the maximum's index has that gradient at once.
 - `paddle.load`, where paddleseg reads `pretrained: FILE`: what is in the file is not run.
 
-It also registers the networks of `models/`, which paddleseg 2.8.0 no longer has, and makes paddleseg print warnings and
-errors only. paddleseg's own `train` and `evaluate` are not mended: train.py and static_train.py do not use them.
+It also registers CamVid and the networks of `models/`, which paddleseg 2.8.0 no longer has, and makes paddleseg print
+warnings and errors only. paddleseg's own `train` and `evaluate` are not mended: train.py and static_train.py do not use
+them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from common.cli import UserError
 from common.weights.pdparams import read_pdparams
+from paddleseg_benchmark.data.camvid import CamVid
 from paddleseg_benchmark.zoo.models.shufflenet_v2 import ShuffleNetV2
 
 import numpy as np
@@ -60,6 +62,7 @@ def apply() -> None:
             setattr(module, name, _in_dynamic_graph(getattr(module, name)))
     importlib.import_module("paddleseg.utils.logger").log_level = _WARNINGS_AND_ERRORS
     manager.MODELS.add_component(ShuffleNetV2)
+    manager.DATASETS.add_component(CamVid)
 
 
 def load_as_tensors(path: str | os.PathLike) -> dict[str, paddle.Tensor]:

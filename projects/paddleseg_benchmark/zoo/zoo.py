@@ -20,6 +20,7 @@ from paddleseg.cvlibs import Config, SegBuilder
 from paddleseg.cvlibs.config import merge_config_dicts
 
 CONFIG_DIR = Path(__file__).parents[1] / "configs"
+BENCHMARK_DIR = CONFIG_DIR.with_name("benchmark")  # the configs of PaddleSeg's own benchmark
 NHWC_NETWORKS = ("DeepLabV3P",)
 _BY_VALUES = "the loss {} decides in Python by the values of tensors"
 # What paddleseg 2.8.0's networks and losses do that a graph cannot: (network, graph) -> why.
@@ -247,6 +248,22 @@ def read_config(path: str | Path) -> ZooConfig:
         raise UserError(f"{path}: no config of PaddleSeg: {reason_of(error)}: correct it") from error
 
 
+def config_from_text(text: str, source: str) -> ZooConfig:
+    """A config of PaddleSeg from its YAML without `_base_`, as a checkpoint holds it; `source` names it in errors.
+
+    Raises:
+        UserError: No YAML, or a mistake in it: see `config_check`.
+    """
+    paddleseg_compat.apply()
+    tree = load_yaml(text, source)
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: a config is a mapping of sections, this is {type(tree).__name__}")
+    config_check.check(tree, source)
+    config = ZooConfig.__new__(ZooConfig)  # paddleseg's own constructor opens a file
+    config.source, config.dic = source, tree
+    return config
+
+
 def reason_of(error: BaseException) -> str:
     """What paddleseg's long message about a config says, in one line."""
     return " ".join(str(error).rpartition("error message is:")[2].split())
@@ -259,10 +276,13 @@ def find_config(given: str | Path, ending: str) -> Path:
         UserError: There is none.
     """
     path = Path(given)
-    if not path.is_file() and path.parent in (Path("."), Path("configs")):
-        path = CONFIG_DIR / f"{path.name.removesuffix(ending)}{ending}"
+    if not path.is_file() and path.parent in (Path("."), Path("configs"), Path("benchmark")):
+        folder = BENCHMARK_DIR if path.parent == Path("benchmark") else CONFIG_DIR
+        path = folder / f"{path.name.removesuffix(ending)}{ending}"
     if not path.is_file():
-        known = sorted(p.name for p in CONFIG_DIR.glob(f"*{ending}"))
+        known = sorted(p.name for p in path.parent.glob(f"*{ending}")) or sorted(
+            p.name for p in CONFIG_DIR.glob(f"*{ending}")
+        )
         raise UserError(f"no config file {given}: {did_you_mean(path.name, known)}")
     return path
 
