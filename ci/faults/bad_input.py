@@ -9,9 +9,11 @@ import shutil
 import struct
 import tempfile
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import NamedTuple
 
-from targets import Outcome, Target, call, error_line, run_folder, unchanged, write_data
+from targets import Target, call, unchanged, write_data
+from testkit import error_line, run_folder
 
 # A refusal says what to do, or what alone is right.
 CURE = re.compile(
@@ -52,11 +54,11 @@ def trained(target: Target) -> Run:
     """Two steps of a project's tiny network; made once, not to be changed."""
     data, output = scratch() / target.name / "data", scratch() / target.name / "output"
     outcome = call(target.train(write_data(data), output, 2))
-    assert outcome.status == 0, outcome.err
+    assert outcome.returncode == 0, outcome.stderr
     return Run(data, run_folder(output))
 
 
-def refusal(outcome: Outcome, *words: object) -> str:
+def refusal(outcome: CompletedProcess, *words: object) -> str:
     """The line of a command that refused: one, with `words` (names of files, keys) and what to do in it."""
     line = error_line(outcome)
     require_refusal(line, *words)

@@ -23,7 +23,8 @@ from typing import NamedTuple
 from common.cli import run_command
 
 import numpy as np
-from targets import ENV, REPOSITORY, Command
+from targets import Command
+from testkit import ENV, REPOSITORY
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 SOON = 0.005  # seconds after a file operation in which a kill falls
@@ -51,8 +52,9 @@ class Killer:
     def __init__(self, command: Command, folder: Path, prepare: str = ""):
         words = [sys.executable, __file__, command.module, str(folder), prepare]
         cwd = (REPOSITORY / command.script).parent
+        path = os.pathsep.join(filter(None, (str(REPOSITORY / "ci"), ENV.get("PYTHONPATH"))))  # for testkit
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV, cwd=cwd
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV | {"PYTHONPATH": path}, cwd=cwd
         )
 
     def run(self, words: tuple[str, ...], operations: int = 0, seconds: float | None = None) -> Ended:

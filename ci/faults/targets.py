@@ -7,33 +7,26 @@ folder knows a project.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import importlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import NamedTuple
 from unittest.mock import patch
 
 from common.cli import run_command
 from common.run_log import run_id
 
-import cv2
-import numpy as np
 import safetensors
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-# One thread: tests run two at a time on two cores, and the frameworks must not share them unevenly.
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-CLASSES = ("one", "two", "three")
-SIZE = (72, 80)  # height and width of the images
+import testkit
+from testkit import ENV, REPOSITORY
 
 
 class Command(NamedTuple):
@@ -51,14 +44,6 @@ class Command(NamedTuple):
     def module(self) -> str:
         """The script's import name."""
         return self.script.removeprefix("projects/").removesuffix(".py").replace("/", ".")
-
-
-class Outcome(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,29 +186,13 @@ RESUMABLE = tuple(target for target in TARGETS if target.resumable)
 """Those that can do everything; `paddleseg_benchmark` measures training alone and has train.py."""
 
 
-def write_data(root: Path, count: int = 6, size: tuple[int, int] = SIZE) -> Path:
+def write_data(root: Path, count: int = 6, size: tuple[int, int] = (72, 80)) -> Path:
     """Images of coloured squares with their labels, which every project reads. Returns `root`.
 
     They lie as in Cityscapes (leftImg8bit/ and gtFine/, for paddleseg), with lists (train.txt: two thirds; val.txt) and
     classes.yaml for the others. Labels hold 0, 1 and 2.
     """
-    rng = np.random.default_rng(0)
-    colors = rng.integers(0, 256, (len(CLASSES), 3))
-    lists = {"train": [], "val": []}
-    for i in range(count):
-        split = "train" if i < count * 2 // 3 else "val"
-        blocks = rng.integers(0, len(CLASSES), (-(-size[0] // 24), -(-size[1] // 24))).astype(np.uint8)
-        label = blocks.repeat(24, 0).repeat(24, 1)[: size[0], : size[1]]
-        image = np.clip(colors[label] + rng.normal(0, 20, (*size, 3)), 0, 255).astype(np.uint8)
-        pair = (f"leftImg8bit/{split}/town/{i}_leftImg8bit.png", f"gtFine/{split}/town/{i}_gtFine_labelTrainIds.png")
-        for name, pixels in zip(pair, (image, label), strict=True):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(root / name), pixels)
-        lists[split].append(",".join(pair) + "\n")
-    for split, lines in lists.items():
-        (root / f"{split}.txt").write_text("".join(lines))
-    (root / "classes.yaml").write_text(f"name: squares\nclasses: [{', '.join(CLASSES)}]\n")
-    return root
+    return testkit.write_data(root, count, size, block=24, cityscapes=True)
 
 
 def images(root: Path, split: str = "train") -> list[Path]:
@@ -231,17 +200,21 @@ def images(root: Path, split: str = "train") -> list[Path]:
     return [root / line.partition(",")[0] for line in (root / f"{split}.txt").read_text().splitlines()]
 
 
-def run(command: Command, timeout: float = 120, env: dict[str, str] | None = None, cwd: Path | None = None) -> Outcome:
+def run(
+    command: Command, timeout: float = 120, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> CompletedProcess:
     """Runs a command in a process of its own, as a user does; a `timeout` of seconds that passes is an error."""
     return _end_of(command.argv, timeout, env, cwd or (REPOSITORY / command.script).parent)
 
 
-def run_script(text: str, words: Sequence[object], timeout: float = 120, env: dict[str, str] | None = None) -> Outcome:
+def run_script(
+    text: str, words: Sequence[object], timeout: float = 120, env: dict[str, str] | None = None
+) -> CompletedProcess:
     """Runs Python code in a process of its own, such as a command with something of it broken on purpose."""
     return _end_of([sys.executable, "-c", text, *map(str, words)], timeout, env)
 
 
-def launch(target: Target, script: Path, words: Sequence[object], logs: Path, timeout: float = 120) -> Outcome:
+def launch(target: Target, script: Path, words: Sequence[object], logs: Path, timeout: float = 120) -> CompletedProcess:
     """Runs a file of Python in two processes, as the launcher of the project's framework does."""
     module, *options = {
         "torch": ("torch.distributed.run", "--standalone"),
@@ -251,14 +224,15 @@ def launch(target: Target, script: Path, words: Sequence[object], logs: Path, ti
     return _end_of(argv, timeout)
 
 
-def _end_of(argv: list[str], timeout: float, env: dict[str, str] | None = None, cwd: Path | None = None) -> Outcome:
-    process = subprocess.run(
+def _end_of(
+    argv: list[str], timeout: float, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> CompletedProcess:
+    return subprocess.run(
         argv, cwd=cwd, env={**ENV, **(env or {})}, capture_output=True, text=True, timeout=timeout, check=False
     )
-    return Outcome(process.returncode, process.stdout, process.stderr)
 
 
-def call(command: Command) -> Outcome:
+def call(command: Command) -> CompletedProcess:
     """Runs a command in this process, which has loaded its framework already, and ends it as `run` does."""
     main = importlib.import_module(command.module).main
     out, err, status = io.StringIO(), io.StringIO(), None
@@ -271,33 +245,7 @@ def call(command: Command) -> Outcome:
         except Exception:  # as the interpreter ends on what nobody catches
             traceback.print_exc()
             status = 1
-    return Outcome(status, out.getvalue(), err.getvalue())
-
-
-def error_line(outcome: Outcome) -> str:
-    """The one line with which a mistake ends, without "error: "; fails on a traceback or another status."""
-    assert outcome.status in (1, 2), (outcome.status, outcome.out[-1000:], outcome.err[-2000:])
-    assert "Traceback" not in outcome.out + outcome.err, outcome.err[-3000:]
-    if outcome.status == 2:  # argparse, which shows the usage first
-        return outcome.err.strip().splitlines()[-1].partition("error: ")[2]
-    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    return line.removeprefix("error: ")
-
-
-def run_folder(output: Path) -> Path:
-    """The one run folder under `output`."""
-    (folder,) = (path.parent for path in Path(output).glob("*/config.yaml"))
-    return folder
-
-
-def numbers(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """Everything in a run's tables that must not depend on time or machine: losses, rates and scores."""
-    timed = {"step_time_s", "data_time_s", "seconds", "images_per_s", "peak_memory_gib"}
-    tables = {}
-    for path in sorted(folder.glob("*.csv")):
-        with open(path, encoding="utf-8") as stream:
-            tables[path.name] = [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(stream)]
-    return tables
+    return CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
 def checkpoint(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], bytes]]]:

@@ -338,4 +338,4 @@ def test_in_a_process_of_its_own_the_line_is_the_last(target, tmp_path, tried):
     weights.write_bytes(trained(target).best.read_bytes()[:5000])
     outcome = run(target.eval(weights, trained(target).data, tmp_path / "out"), timeout=230)
     line = refusal(outcome, weights)
-    assert outcome.err.strip().splitlines()[-1] == f"error: {line}"
+    assert outcome.stderr.strip().splitlines()[-1] == f"error: {line}"

@@ -347,7 +347,7 @@ def test_an_image_of_one_pixel(target, tmp_path, tried):
         )
     ):
         outcome = call(command)
-        if outcome.status != 0:
+        if outcome.returncode != 0:
             refusal(outcome, files[0], "1x1 pixels")
         else:
             assert target.name == "semsegpaddle_glore", (number, "only windows and pyramids of it take a pixel")
@@ -366,7 +366,7 @@ def test_in_a_process_of_its_own_the_line_is_the_last(target, tmp_path, tried):
     outcome = run(target.train(root, tmp_path, 2), timeout=230)
     line = refusal(outcome, "truncated")
     assert any(str(file) in line for file in files)
-    assert outcome.err.strip().splitlines()[-1] == f"error: {line}"
+    assert outcome.stderr.strip().splitlines()[-1] == f"error: {line}"
 
 
 def test_the_bound_on_pixels_is_stated():

@@ -227,7 +227,7 @@ def test_a_project_reads_a_list_from_windows_as_the_plain_one(target, tmp_path, 
     rows = []
     for root in (run.data, data):
         outcome = call(target.eval(run.best, root, tmp_path / root.name))
-        assert outcome.status == 0, outcome.err
+        assert outcome.returncode == 0, outcome.stderr
         rows.append(scores(tmp_path / root.name / "eval.csv"))
     assert rows[0] == rows[1]
 

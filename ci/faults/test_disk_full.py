@@ -12,21 +12,8 @@ from common.lists.list_file import read_list
 from common.toy_dataset import write_toy_dataset
 
 import pytest
-from targets import (
-    CLASSES,
-    RESUMABLE,
-    TARGETS,
-    Command,
-    below,
-    call,
-    checkpoint,
-    error_line,
-    finished_run_in,
-    numbers,
-    run,
-    run_folder,
-    write_data,
-)
+from targets import RESUMABLE, TARGETS, Command, below, call, checkpoint, finished_run_in, run, write_data
+from testkit import CLASSES, error_line, numbers, run_folder
 
 ZOO = TARGETS[-1]
 # Stands for measure.py: a cell's numbers in three pages.
@@ -93,7 +80,7 @@ def test_training(target, tmp_path, tried):
     data = write_data(tmp_path / "data")
     every = (*target.key("train.eval_every", 4), *target.key("train.checkpoint_every", 1))
     whole = run(target.train(data, tmp_path / "whole", 4, *every))
-    assert whole.status == 0, whole.err
+    assert whole.returncode == 0, whole.stderr
     reference = run_folder(tmp_path / "whole")
     size = (reference / "last.safetensors").stat().st_size
     with mounted(tmp_path / "disk", size + size // 2) as disk:
@@ -104,8 +91,8 @@ def test_training(target, tmp_path, tried):
         assert_no_litter(disk)
         resize(disk, 6 * size)
         again = run(target.train(data, disk, 4, *every, "--resume", "latest"))
-        assert again.status == 0, again.err
-        assert "at step 1 of 4" in again.out
+        assert again.returncode == 0, again.stderr
+        assert "at step 1 of 4" in again.stdout
         assert numbers(folder) == numbers(reference)
         assert checkpoint(folder / "last.safetensors") == checkpoint(reference / "last.safetensors")
 
@@ -115,7 +102,7 @@ def test_training(target, tmp_path, tried):
 def test_evaluation_and_a_first_step_without_room(target, tmp_path, tried):
     tried("full disk: eval.py and the start of train.py end with one line", target.name, 3)
     data = write_data(tmp_path / "data")
-    assert run(target.train(data, tmp_path / "out", 1)).status == 0
+    assert run(target.train(data, tmp_path / "out", 1)).returncode == 0
     weights = run_folder(tmp_path / "out") / "best.safetensors"
     with mounted(tmp_path / "disk", 2**20) as disk:
         fill(disk, 4096)  # a page: the first table has room, the second not
@@ -123,7 +110,7 @@ def test_evaluation_and_a_first_step_without_room(target, tmp_path, tried):
         assert FULL in line and "per_class.csv" in line
         (disk / "filler").unlink()
         again = run(target.eval(weights, data, disk / "eval"))
-        assert again.status == 0, again.err
+        assert again.returncode == 0, again.stderr
         tables = numbers(disk / "eval")
         assert [row["class_name"] for row in tables["per_class.csv"]] == list(CLASSES)
         assert tables["eval.csv"][0] == tables["eval.csv"][-1]
@@ -142,7 +129,7 @@ def test_training_in_the_zoo(tmp_path, tried):
         assert not list(disk.rglob("*.safetensors"))
         assert_no_litter(disk)
         resize(disk, 2**24)
-        assert call(command).status == 0
+        assert call(command).returncode == 0
         (weights,) = disk.rglob("last.safetensors")
         checkpoint(weights)  # reads it whole
 
@@ -163,7 +150,7 @@ def test_matrix(leave, tmp_path, monkeypatch, tried):
         assert FULL in error_line(call(command))
         assert_no_litter(disk)
         (disk / "filler").unlink()
-        assert call(command).status == 0
+        assert call(command).returncode == 0
         assert (disk / "matrix" / "matrix.csv").read_text().count(",ok,1,101.00,") == 2
 
 
@@ -176,7 +163,7 @@ def test_lists(tmp_path, tried):
     with mounted(tmp_path / "disk", 2**20) as disk:
         root = write_toy_dataset("cityscapes", disk / "data", 3, 2, (64, 128))
         command = Command("common/create_dataset_list.py", ("cityscapes", str(root)))
-        assert call(command).status == 0
+        assert call(command).returncode == 0
         before = below(root)
         fill(disk)
         more = Command(command.script, (*command.words, "--separator", "tab", "--overwrite"))
@@ -185,7 +172,7 @@ def test_lists(tmp_path, tried):
         assert below(root) == before
         assert_no_litter(disk)
         (disk / "filler").unlink()
-        assert call(more).status == 0
+        assert call(more).returncode == 0
         assert len(read_list(root / "train.txt")) == 3
 
 
@@ -198,7 +185,7 @@ def test_drawing_and_label_conversion(tmp_path, tried):
         assert FULL in error_line(call(command))
         assert_no_litter(disk)
         (disk / "filler").unlink()
-        assert call(command).status == 0
+        assert call(command).returncode == 0
         for path in (disk / "data").rglob("*_labelTrainIds.png"):
             path.unlink()
         fill(disk)
@@ -206,7 +193,7 @@ def test_drawing_and_label_conversion(tmp_path, tried):
         assert FULL in error_line(call(convert))
         assert not list((disk / "data").rglob("*_labelTrainIds.png"))
         (disk / "filler").unlink()
-        assert call(convert).status == 0
+        assert call(convert).returncode == 0
 
 
 def test_record(tmp_path, monkeypatch, tried):
@@ -220,7 +207,7 @@ def test_record(tmp_path, monkeypatch, tried):
         assert FULL in error_line(call(command))
         assert below(disk / "results") == {}
         (disk / "filler").unlink()
-        assert call(command).status == 0
+        assert call(command).returncode == 0
         assert below(disk / "results/runs/stdc_seg" / folder.name) == below(folder)
 
 
@@ -244,7 +231,7 @@ def test_conversion_to_torch(suffix, tmp_path, tried):
     tried("full disk: a conversion ends with one line, older weights stay", "weights_convert/paddle2torch.py")
     words = ("--arch", "resnet18", "--weights")
     paddle = tmp_path / "w.pdparams"
-    assert run(Command("weights_convert/torch2paddle.py", (*words, "random", "--out", str(paddle)))).status == 0
+    assert run(Command("weights_convert/torch2paddle.py", (*words, "random", "--out", str(paddle)))).returncode == 0
     with mounted(tmp_path / "disk", 2**20) as disk:
         out = disk / f"w{suffix}"
         line = error_line(run(Command("weights_convert/paddle2torch.py", (*words, str(paddle), "--out", str(out)))))

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import yaml
 from killing import Killer, killed_until_done
-from targets import RESUMABLE, TARGETS, Command, below, checkpoint, finished_run_in, numbers, run_folder, write_data
+from targets import RESUMABLE, TARGETS, Command, below, checkpoint, finished_run_in, write_data
+from testkit import numbers, run_folder
 
 ZOO = TARGETS[-1]
 FEW, MANY = 2, 12

@@ -6,7 +6,8 @@ from common.lists.list_file import read_list
 
 import numpy as np
 import pytest
-from targets import TARGETS, run, run_folder, run_script, write_data
+from targets import TARGETS, run, run_script, write_data
+from testkit import run_folder
 
 STEPS, IMAGES = 1000, 2000
 WARM_UP = 300  # steps or images after which memory no longer grows: allocators and caches are filled
@@ -48,7 +49,7 @@ def resident_memory(command, of_steps, tmp_path):
     output = tmp_path / "resident.json"
     script = MEASURED.format(module=command.module, of_steps=of_steps)
     outcome = run_script(script, (output, *command.words), SECONDS)
-    assert outcome.status == 0, outcome.err[-3000:]
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
     return json.loads(output.read_text())
 
 
@@ -79,7 +80,7 @@ def test_evaluation_in_flat_memory(target, tmp_path, tried):
     data = write_data(tmp_path / "data")
     repeat_val(data)
     if target.resumable:
-        assert run(target.train(write_data(tmp_path / "few"), tmp_path / "out", 1)).status == 0
+        assert run(target.train(write_data(tmp_path / "few"), tmp_path / "out", 1)).returncode == 0
         weights = run_folder(tmp_path / "out") / "best.safetensors"
         command = target.eval(weights, data, tmp_path / "eval")
     else:

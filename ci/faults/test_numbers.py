@@ -10,7 +10,8 @@ from common.runs.reading import read_run
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from targets import RESUMABLE, TARGETS, call, error_line, images, launch, run_folder, run_script, write_data
+from targets import RESUMABLE, TARGETS, call, images, launch, run_script, write_data
+from testkit import error_line, run_folder
 
 SECONDS = 90  # in which each of these ends, start of the program included; most of it is the import of a framework
 
@@ -122,8 +123,8 @@ def test_a_loader_process_that_is_killed(tmp_path, tried):
     data = write_data(tmp_path / "data")
     command = TARGETS[-1].train(data, tmp_path / "out", 20, "--num_workers", 2)
     outcome = run_script(LOST, [images(data)[1], *command.words], SECONDS)
-    assert outcome.status == 1
-    assert outcome.err.strip().splitlines()[-1].startswith("error: ")
+    assert outcome.returncode == 1
+    assert outcome.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------
@@ -161,8 +162,8 @@ def test_a_rank_that_is_killed(target, tmp_path, tried):
     script.write_text(DIES.format(module=command.module))
     batch = () if target is TARGETS[-1] else target.key("train.batch_size", 4)
     outcome = launch(target, script, [pids, *command.words, *batch], tmp_path / "log", SECONDS)
-    assert outcome.status != 0
-    assert re.search(SAID[target.framework], outcome.out + outcome.err)
+    assert outcome.returncode != 0
+    assert re.search(SAID[target.framework], outcome.stdout + outcome.stderr)
     assert sorted(path.name for path in pids.iterdir()) == ["0", "1"]
     for path in pids.iterdir():
         assert is_gone(int(path.read_text())), f"rank {path.name} still runs"

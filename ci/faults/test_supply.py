@@ -7,7 +7,8 @@ import tomllib
 from importlib import metadata
 
 import pytest
-from targets import ENV, REPOSITORY, RESUMABLE, TARGETS, Command, images, run, run_folder, run_script, write_data
+from targets import RESUMABLE, TARGETS, Command, images, run, run_script, write_data
+from testkit import ENV, REPOSITORY, run_folder
 
 PIN = re.compile(r"[A-Za-z0-9_.\-]+==[0-9][A-Za-z0-9.]*")
 REQUIREMENTS = ("requirements.txt", "requirements-nodeps.txt")
@@ -40,7 +41,7 @@ def closed(tmp_path):
 def test_the_block_blocks(address, closed):
     env, log = closed
     outcome = run_script(f"import socket\nsocket.create_connection(('{address}', 80), 1)", [], env=env)
-    assert "the network is closed" in outcome.err
+    assert "the network is closed" in outcome.stderr
     assert address in log.read_text()
 
 
@@ -61,7 +62,7 @@ with contextlib.suppress(socket.gaierror):
     socket.getaddrinfo(socket.getfqdn(), 80)
 print("talked")
 """
-    assert run_script(script, [], env=env).out == "talked\n"
+    assert run_script(script, [], env=env).stdout == "talked\n"
     assert log.read_text() == ""
 
 
@@ -94,7 +95,7 @@ def test_making_the_tables_reaches_for_nothing(closed, tried):
     tried("commands with the network closed: none reaches for it", "results/make_tables.py --check")
     env, log = closed
     outcome = run(Command("results/make_tables.py", ("--check",)), env=env)
-    assert outcome.status in (0, 1) and "Traceback" not in outcome.err, outcome.err[-2000:]
+    assert outcome.returncode in (0, 1) and "Traceback" not in outcome.stderr, outcome.stderr[-2000:]
     assert log.read_text() == ""
 
 
@@ -117,7 +118,7 @@ def test_training_evaluation_prediction_and_export_reach_for_nothing(target, clo
         if any("*" in word for word in words):
             words = tuple(word.replace(str(output / "*"), str(run_folder(output))) for word in words)
         outcome = run(Command(command.script, words), timeout=230, env=env)
-        assert outcome.status == 0, outcome.err[-3000:]
+        assert outcome.returncode == 0, outcome.stderr[-3000:]
     assert log.read_text() == ""
 
 

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from check_imports import violations
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -15,11 +17,6 @@ def write(root: Path, name: str, text: str) -> None:
 
 
 def check(root: Path) -> list[str]:
-    sys.path.insert(0, str(ROOT / "ci"))
-    try:
-        from check_imports import violations
-    finally:
-        sys.path.remove(str(ROOT / "ci"))
     return violations(root)
 
 
