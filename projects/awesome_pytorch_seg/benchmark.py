@@ -32,29 +32,33 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import multiprocessing
 import os
-import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, serve
-from awesome_pytorch_seg.tables import write_csv
 from common.cli import CommandParser, UserError, positive, run_command
-from common.files import atomic_write
+from common.files import write_csv
+from common.machine.bench import (
+    WARMUP_STEPS,
+    Worker,
+    measure,
+    median_ms,
+    new_output,
+    size_argument,
+    speedup_columns,
+    task_columns,
+    time_columns,
+    write_environment,
+)
 from common.machine.cpu import physical_cores
-from common.progress import Progress
 from common.runs.environment import environment
 
 import torch
 
-WARMUP_STEPS = 2
 FAMILIES = {
     "pspnet": ("ours", "smp", "smp_as_shipped", "torchvision_fcn"),
     "deeplabv3": ("ours", "smp", "torchvision"),
@@ -73,67 +77,12 @@ Timings = Mapping[tuple[Task, Network], Sequence[float]]  # seconds by turn
 Gmacs = Mapping[tuple[Task, Network], float]
 
 
-class Worker:
-    """A process that times tasks of one network, one at a time.
-
-    Args:
-        network: What it times.
-        serve: What runs in the process: answers each task that comes through the pipe with an `Answer`, or with the
-            text of an error, until the pipe is closed.
-    """
-
-    def __init__(self, network: Network, serve: Callable[[Network, Connection], None]):
-        self.network = network
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(network, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def run(self, task: Task) -> Answer:
-        """Does the task once.
-
-        Raises:
-            UserError: The process failed or died.
-        """
-        try:
-            self._pipe.send(task)
-            answer = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            raise UserError(f"{self.network}: the process died in '{task}' (exit {self._process.exitcode})") from None
-        if isinstance(answer, str):
-            raise UserError(f"{self.network}: '{task}' failed: {answer}")
-        return answer
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipe.close()  # which ends the process
-        self._process.join()
-
-
-def measure(
-    workers: Iterable[Worker], tasks: Sequence[Task], repeats: int
+def split_answers(
+    answers: Mapping[tuple[Task, Network], Sequence[Answer]],
 ) -> tuple[dict[tuple[Task, Network], list[float]], dict[tuple[Task, Network], float]]:
-    """Times every task in every worker: one step of each worker, then one of each in reverse order, and so on.
-
-    Returns:
-        Seconds by turn, and 10^9 multiply-adds.
-    """
-    workers = list(workers)
-    seconds = {(task, worker.network): [] for task in tasks for worker in workers}
-    gmacs = {}
-    with Progress(len(seconds) * (WARMUP_STEPS + repeats), "benchmark", "step") as bar:
-        for task, turn in itertools.product(tasks, range(-WARMUP_STEPS, repeats)):
-            for worker in workers if turn % 2 == 0 else reversed(workers):
-                answer = worker.run(task)
-                gmacs[task, worker.network] = answer.gmacs
-                if turn >= 0:
-                    seconds[task, worker.network].append(answer.seconds)
-                bar.update()
-    return seconds, gmacs
+    """Seconds by turn, and 10^9 multiply-adds."""
+    seconds = {key: [answer.seconds for answer in turns] for key, turns in answers.items()}
+    return seconds, {key: turns[0].gmacs for key, turns in answers.items()}
 
 
 def timing_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
@@ -141,14 +90,10 @@ def timing_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
     return [
         {
             **network._asdict(),
-            **_task_columns(task),
+            **task_columns(task),
             "mode": task.mode,
             "gmacs_per_image": round(gmacs[task, network], 2),
-            "median_ms": round(1000 * statistics.median(seconds), 2),
-            "min_ms": round(1000 * min(seconds), 2),
-            "max_ms": round(1000 * max(seconds), 2),
-            "images_per_s": round(task.batch / statistics.median(seconds), 3),
-            "repeats": len(seconds),
+            **time_columns(seconds, task.batch),
         }
         for (task, network), seconds in timings.items()
     ]
@@ -161,21 +106,18 @@ def speedup_rows(timings: Timings, gmacs: Gmacs) -> list[dict[str, Any]]:
         if their_task.mode != modes[1] or network.library == "ours":
             continue
         ours, theirs = (their_task._replace(mode=modes[0]), Network(network.family, "ours")), (their_task, network)
-        turns = [their_s / our_s for our_s, their_s in zip(timings[ours], timings[theirs], strict=True)]
         our_median, their_median = statistics.median(timings[ours]), statistics.median(timings[theirs])
         rows.append(
             {
                 "comparison": name,
                 "family": network.family,
                 "beside": network.library,
-                **_task_columns(their_task),
+                **task_columns(their_task),
                 "ours_mode": modes[0],
                 "their_mode": modes[1],
-                "ours_median_ms": round(1000 * our_median, 2),
-                "their_median_ms": round(1000 * their_median, 2),
-                "speedup": round(their_median / our_median, 3),
-                "speedup_min": round(min(turns), 3),
-                "speedup_max": round(max(turns), 3),
+                "ours_median_ms": median_ms(timings[ours]),
+                "their_median_ms": median_ms(timings[theirs]),
+                **speedup_columns(timings[ours], timings[theirs]),
                 "ours_gmacs_per_image": round(gmacs[ours], 2),
                 "their_gmacs_per_image": round(gmacs[theirs], 2),
                 "speedup_per_gmac": round(their_median / our_median * gmacs[ours] / gmacs[theirs], 3),
@@ -200,10 +142,6 @@ def table(timing_rows: Sequence[Mapping[str, Any]], speedup_rows: Sequence[Mappi
             f"{row['speedup_per_gmac']:.2f}x per multiply-add"
         )
     return "\n".join(lines)
-
-
-def _task_columns(task: Task) -> dict[str, Any]:
-    return {"task": task.kind, "batch": task.batch, "height_px": task.height, "width_px": task.width}
 
 
 def _shape(row: Mapping[str, Any]) -> str:
@@ -231,14 +169,14 @@ def main() -> None:
         with ExitStack() as stack:
             networks = [Network(family, library) for library in FAMILIES[family]]
             workers = [stack.enter_context(Worker(network, serve)) for network in networks]
-            for found, store in zip(measure(workers, tasks, args.repeats), (timings, gmacs), strict=True):
+            answers = measure(workers, tasks, args.repeats, WARMUP_STEPS, pause_s=0.0)
+            for found, store in zip(split_answers(answers), (timings, gmacs), strict=True):
                 store.update(found)
-    output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_%Y%m%d_%H%M%S")
+    output = args.output or new_output()
     times, speedups = timing_rows(timings, gmacs), speedup_rows(timings, gmacs)
     write_csv(output / "timings.csv", times)
     write_csv(output / "speedups.csv", speedups)
-    with atomic_write(output / "env.json") as stream:
-        json.dump(env, stream, indent=2)
+    write_environment(output, env)
     print(table(times, speedups))
     print(f"written: {output}/timings.csv, speedups.csv, env.json")
 
@@ -252,10 +190,10 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("what is measured").add_argument
     add("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="networks (default: both)")
     sizes_help = "pixels of training images, of each size a row (default: 256x512)"
-    add("--sizes", nargs="+", type=_size, default=[(256, 512)], metavar="HxW", help=sizes_help)
+    add("--sizes", nargs="+", type=size_argument(96, multiple=32), default=[(256, 512)], metavar="HxW", help=sizes_help)
     add("--batch", type=positive, default=2, metavar="N", help="images of a training step, from 2 (default: 2)")
     inference_help = "pixels of the image of a forward (default: 256x512)"
-    add("--inference-size", type=_size, default=(256, 512), metavar="HxW", help=inference_help)
+    add("--inference-size", type=size_argument(96, multiple=32), default=(256, 512), metavar="HxW", help=inference_help)
     add("--repeats", type=positive, default=5, metavar="N", help="timed steps of each (default: 5)")
     threads_help = "CPU threads of each process (default: all physical cores, as train.py)"
     add("--threads", type=positive, default=physical_cores(), metavar="N", help=threads_help)
@@ -266,13 +204,6 @@ def _parse_args() -> argparse.Namespace:
     if args.batch == 1:
         raise UserError("--batch 1: batch normalisation after global pooling needs at least 2 images")
     return args
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or any(int(side) < 96 or int(side) % 32 for side in found.groups()):  # smp takes no others
-        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH of multiples of 32 from 96")
-    return int(found[1]), int(found[2])
 
 
 if __name__ == "__main__":

@@ -17,24 +17,22 @@ Writes loader.csv and env.json into --output (default: output/benchmark_loader_<
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from awesome_pytorch_seg.config import AugmentConfig, StageConfig
 from awesome_pytorch_seg.data.transforms import augment, normalize
-from awesome_pytorch_seg.tables import write_csv
-from common.cli import CommandParser, UserError, run_command
+from common.cli import CommandParser, UserError, positive, run_command
 from common.dataset_list import find_pairs
-from common.files import atomic_write
+from common.files import write_csv
 from common.images.read import read_image, read_label
 from common.labels import label_set
 from common.lists.list_file import Pair
+from common.machine.bench import new_output, write_environment
 from common.progress import track
 from common.runs.environment import environment
 from common.samples.roots import REPOSITORY
@@ -166,10 +164,9 @@ def main() -> None:
         load_average_before=os.getloadavg(),
     )
     rows = rows_of(measure(pairs, args.repeats))
-    output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_loader_%Y%m%d_%H%M%S")
+    output = args.output or new_output("benchmark_loader")
     write_csv(output / "loader.csv", rows)
-    with atomic_write(output / "env.json") as stream:
-        json.dump(env, stream, indent=2)
+    write_environment(output, env)
     for row in rows:
         print(
             f"{row['way']:24s} {row['cpu_ms_per_image']:7.1f} ms {row['images_per_cpu_s']:6.1f} images/CPU s "
@@ -182,14 +179,11 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     data_help = "root of Cityscapes (default: the embedded data, drawn at 1024x2048)"
     parser.add_argument("--data", type=Path, metavar="DIR", help=data_help)
-    parser.add_argument("--images", type=int, default=16, metavar="N", help="images of a turn (default: 16)")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="timed turns (default: 7)")
+    parser.add_argument("--images", type=positive, default=16, metavar="N", help="images of a turn (default: 16)")
+    parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="timed turns (default: 7)")
     output_help = "folder for the files (default: output/benchmark_loader_<date>_<time>)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
-    args = parser.parse_args()
-    if args.images < 1 or args.repeats < 1:
-        raise UserError("--images and --repeats must be at least 1")
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

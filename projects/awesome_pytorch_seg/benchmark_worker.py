@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from awesome_pytorch_seg.checkpoint import memory_layout
 from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.models import build_model
+from common.machine.bench import make_batch, seconds_of, serve_tasks
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -54,31 +51,12 @@ class Answer(NamedTuple):
 
 def serve(network: Network, pipe: Connection) -> None:
     """Runs in a worker process and times what comes through the pipe."""
-    for stream in (1, 2):  # what libraries print would tear the progress bar; errors go through the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    current = step = gmacs = None
-    with suppress(EOFError):  # the parent has closed the pipe
-        while True:
-            task = pipe.recv()
-            try:
-                if task != current:
-                    step = None  # frees the memory of the last one first
-                    current, (step, gmacs) = task, make_step(network, task)
-                start = time.perf_counter()
-                result = step()
-                seconds = time.perf_counter() - start
-                pipe.send(Answer(seconds, gmacs) if np.isfinite(result) else f"the result is {result}")
-            except Exception as error:  # whatever it is, the parent says it in one line
-                pipe.send(f"{type(error).__name__}: {error}")
 
+    def prepare(task: Task) -> Callable[[], Answer]:
+        step, gmacs = make_step(network, task)
+        return lambda: Answer(seconds_of(step), gmacs)
 
-def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random images float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
-    blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
-    blocks[rng.random(blocks.shape) < 0.05] = 255
-    return images, blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : task.height, : task.width].astype(np.int64)
+    serve_tasks(pipe, prepare)
 
 
 def make_step(network: Network, task: Task) -> tuple[Callable[[], float], float]:
@@ -95,7 +73,7 @@ def make_step(network: Network, task: Task) -> tuple[Callable[[], float], float]
         keep_freed_memory()
     layout = memory_layout(is_ours or task.mode == "bf16_channels_last")
     model = build(network).to(device, memory_format=layout).train(task.kind == "train")
-    images, label = (torch.from_numpy(array).to(device) for array in make_batch(task))
+    images, label = (torch.from_numpy(array).to(device) for array in make_batch(task, NUM_CLASSES))
     images = images.to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9, weight_decay=1e-4)
     autocast = torch.autocast(device, torch.bfloat16, enabled=task.mode != "fp32")

@@ -21,57 +21,33 @@ import dataclasses
 import io
 import logging
 import os
-import tempfile
-import time
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from awesome_pytorch_seg.checkpoint import load_network, read_experiment
-from awesome_pytorch_seg.inference import MIN_SIDE, Network, OnnxNetwork, TorchNetwork, read_checkpoint_info
+from awesome_pytorch_seg.inference import MIN_SIDE, OnnxNetwork, TorchNetwork, read_checkpoint_info
 from common.cli import CommandParser, UserError, run_command
+from common.weights.exported import (
+    Agreement,
+    Limits,
+    agreement_table,
+    compare,
+    default_folder,
+    draft_folder,
+    publish,
+    require_agreement,
+)
 
-import numpy as np
 import torch
 from torch import nn
 
 FILE = "model.onnx"
 OTHER_SHAPES = ((2, 3, 97, 161), (1, 3, 203, 131))  # no side is a multiple of any stride
 FIXED_SIZE_NETWORKS = ("ocnet_pyramid",)
-MAX_DIFFERENCE, MIN_AGREEMENT_PERCENT = 1e-3, 99.9
-TIMED_RUNS = 3
+LIMITS = Limits(max_difference=1e-3, min_agreement_percent=99.9)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """One runtime against the network in PyTorch, on one input.
-
-    Attributes:
-        runtime: "torch" (against itself, for its time) or "onnx".
-        size: Input (height, width).
-        max_difference: Largest difference of two logits, relative to the largest absolute logit.
-        agreement_percent: Share of pixels with the same argmax.
-        latency_ms: Median time of an image.
-    """
-
-    runtime: str
-    size: tuple[int, int]
-    max_difference: float
-    agreement_percent: float
-    latency_ms: float
-
-    @property
-    def agrees(self) -> bool:
-        """Within the limits; NaN is not."""
-        return self.max_difference <= MAX_DIFFERENCE and self.agreement_percent >= MIN_AGREEMENT_PERCENT
-
-
-def default_folder(weights: str | os.PathLike) -> Path:
-    """Where exports go when nothing else is said: `<name>_export` beside the weights."""
-    return Path(weights).with_name(f"{Path(weights).stem}_export")
-
-
-def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | None = None) -> list[Comparison]:
+def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | None = None) -> list[Agreement]:
     """Exports, compares, and only then gives the file its name in `output`.
 
     Returns:
@@ -86,25 +62,14 @@ def export(weights: str | os.PathLike, output: Path, size: tuple[int, int] | Non
     is_fixed = config.model.name in FIXED_SIZE_NETWORKS
     if min(size) < MIN_SIDE:
         raise UserError(f"--size {size[0]} {size[1]}: each side must be at least {MIN_SIDE}")
-    is_new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export_", dir=output) as folder:
-            path = Path(folder) / FILE
-            write_onnx(weights, path, size, is_fixed)
-            networks = {"torch": TorchNetwork(weights), "onnx": OnnxNetwork(path)}
-            shapes = ((1, 3, *size), *(((2, 3, *size),) if is_fixed else OTHER_SHAPES))
-            comparisons = [row for shape in shapes for row in compare(networks, shape)]
-            require_agreement(comparisons)
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(path, output / FILE)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # another process wrote into it meanwhile
-                output.rmdir()
-        raise
-    return comparisons
+    with draft_folder(output) as folder:
+        write_onnx(weights, folder / FILE, size, is_fixed)
+        networks = {"torch": TorchNetwork(weights, "cpu"), "onnx": OnnxNetwork(folder / FILE)}
+        shapes = ((1, 3, *size), *(((2, 3, *size),) if is_fixed else OTHER_SHAPES))
+        agreements = [row for shape in shapes for row in compare(networks, shape)]
+        require_agreement(agreements, LIMITS)
+        publish(folder / FILE, output / FILE)
+    return agreements
 
 
 def write_onnx(weights: str | os.PathLike, path: Path, size: tuple[int, int], is_fixed: bool) -> None:
@@ -176,67 +141,6 @@ def with_fixed_padding(model: nn.Module) -> nn.Module:
     return model
 
 
-def compare(networks: Mapping[str, Network], shape: tuple[int, int, int, int]) -> list[Comparison]:
-    """Runs all networks in turn on one random input of `shape`, and compares them with the first.
-
-    Raises:
-        UserError: One cannot run it, or gives logits of another shape.
-    """
-    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    logits = {}
-    for _ in range(1 + TIMED_RUNS):
-        for name, network in networks.items():
-            start = time.perf_counter()
-            logits[name] = _run(name, network, images)
-            seconds[name].append(time.perf_counter() - start)
-    reference = next(iter(logits.values()))
-    largest = float(np.abs(reference).max()) or 1.0  # an FCN that has not learnt yet gives zeros alone
-    rows = []
-    for name, values in logits.items():
-        if values.shape != reference.shape:
-            raise UserError(
-                f"the {name} export is not the network: at {shape[2]}x{shape[3]} it gives logits of shape "
-                f"{values.shape}, the network {reference.shape}: nothing is kept"
-            )
-        difference = float(np.abs(values - reference).max()) / largest
-        agreement = 100 * float((values.argmax(axis=1) == reference.argmax(axis=1)).mean())
-        latency = 1000 * float(np.median(seconds[name][1:])) / shape[0]  # the first run builds caches
-        rows.append(Comparison(name, shape[2:], difference, agreement, latency))
-    return rows
-
-
-def _run(name: str, network: Network, images: np.ndarray) -> np.ndarray:
-    try:
-        return network.logits(images)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0]
-        size = "x".join(map(str, images.shape[2:]))
-        raise UserError(f"the {name} export does not run at {size} ({reason[:300]}): nothing is kept") from error
-
-
-def require_agreement(comparisons: Sequence[Comparison]) -> None:
-    """Raises UserError naming the worst of the comparisons that do not agree."""
-    wrong = [row for row in comparisons if not row.agrees]
-    if wrong:
-        row = max(wrong, key=lambda row: np.nan_to_num(row.max_difference, nan=np.inf))
-        raise UserError(
-            f"the {row.runtime} export is not the network: at {row.size[0]}x{row.size[1]} logits differ by "
-            f"{row.max_difference:.2g} of their range (limit {MAX_DIFFERENCE:g}), argmax agrees on "
-            f"{row.agreement_percent:.3f} % (limit {MIN_AGREEMENT_PERCENT} %): nothing is kept; are "
-            f"the installed versions those of requirements.txt?"
-        )
-
-
-def print_table(comparisons: Sequence[Comparison]) -> None:
-    """Prints a line per runtime and size."""
-    print(f"{'runtime':<8} {'size':>10} {'max diff':>9} {'argmax same':>12} {'ms/image':>11}")
-    for row in comparisons:
-        size = f"{row.size[0]}x{row.size[1]}"
-        scores = f"{row.max_difference:9.1e} {row.agreement_percent:10.4f} %"
-        print(f"{row.runtime:<8} {size:>10} {scores} {row.latency_ms:11.1f}")
-
-
 def main() -> None:
     """The command."""
     parser = CommandParser(__doc__)
@@ -247,8 +151,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     args = parser.parse_args()
     output = args.output or default_folder(args.weights)
-    comparisons = export(args.weights, output, tuple(args.size) if args.size else None)
-    print_table(comparisons)
+    print(agreement_table(export(args.weights, output, tuple(args.size) if args.size else None)))
     fixed_size = OnnxNetwork(output / FILE).info.fixed_size
     sizes = "any size" if fixed_size is None else "{}x{} alone: torch's exporter knows no other way".format(*fixed_size)
     print(f"written: {output / FILE}, for images of {sizes}")

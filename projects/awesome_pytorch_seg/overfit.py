@@ -22,9 +22,9 @@ from pathlib import Path
 from awesome_pytorch_seg.config import Config, read_config
 from awesome_pytorch_seg.models import MODELS
 from awesome_pytorch_seg.runs import RunPlan
-from awesome_pytorch_seg.tables import write_csv
 from awesome_pytorch_seg.train import Trainer
 from common.cli import CommandParser, UserError, run_command
+from common.files import write_csv
 from common.progress import track
 
 import cv2

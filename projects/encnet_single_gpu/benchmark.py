@@ -20,17 +20,15 @@ Writes timings.csv, speedups.csv and env.json into --output (default: output/ben
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write
+from common.files import write_csv
+from common.machine.bench import new_output, write_environment
 from common.progress import track
 from common.runs.environment import environment
 from encnet_single_gpu.config import LossConfig
@@ -151,14 +149,6 @@ def size_of(name: str, height: int, width: int) -> dict[str, float]:
     return {"parameters": trainable, "giga_multiplications": round(counter.get_total_flops() / 2e9, 2)}
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes rows with the columns of the first."""
-    with atomic_write(path) as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     """The command."""
     args = _parse_args()
@@ -172,7 +162,7 @@ def main() -> None:
         settings = [Setting(name, fast) for name in (ours, PAIRS[ours]) for fast in (False, True)]
         timings |= measure(settings, images, label, args.repeats)
     rows = speedups(timings)
-    output = args.output or Path("output") / f"benchmark_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    output = args.output or new_output()
     turns = (
         {"setting": str(setting), "turn": turn, "seconds": f"{seconds:.4f}"}
         for setting, times in timings.items()
@@ -191,9 +181,7 @@ def main() -> None:
         size=args.size,
         networks=networks,
     )
-    with atomic_write(output / "env.json") as stream:
-        json.dump(env, stream, indent=2)
-        stream.write("\n")
+    write_environment(output, env)
     for name, size in networks.items():
         print(f"{name}: {size['parameters'] / 1e6:.1f} M parameters, {size['giga_multiplications']} GMAC an image")
     for row in rows:

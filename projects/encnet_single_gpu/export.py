@@ -15,118 +15,76 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
 from common.cli import CommandParser, UserError, run_command
 from common.files import atomic_write
-from encnet_single_gpu.inference import load_network, read_checkpoint_info
+from common.weights.exported import (
+    Agreement,
+    Limits,
+    agreement_table,
+    compare,
+    default_folder,
+    draft_folder,
+    publish,
+    require_agreement,
+)
+from encnet_single_gpu.inference import OnnxNetwork, TorchNetwork, read_checkpoint_info
 from encnet_single_gpu.models.segnet import Pooling
 
-import numpy as np
 import torch
 from torch import nn
 
-MAX_DIFFERENCE = 1e-3  # of logits, over their largest value
-MIN_AGREEMENT_PERCENT = 99.9  # of pixels with the same class
+FILE = "model.onnx"
+LIMITS = Limits(max_difference=1e-3, min_agreement_percent=99.9)
 TRACED_SIZE = (128, 160)
 OTHER_SIZES = ((96, 128), (129, 97))
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """ONNX Runtime beside PyTorch on one random input.
-
-    Attributes:
-        size: (height, width) in pixels.
-        max_difference: Of logits, over the largest of PyTorch's.
-        agreement_percent: Pixels with the same class.
-        by_classes_alone: Whether logits may differ: where two values under a max pooling all but tie, rounding decides
-            to which place SegNet unpools.
-    """
-
-    size: tuple[int, int]
-    max_difference: float
-    agreement_percent: float
-    by_classes_alone: bool
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the two are one network."""
-        logits_agree = self.by_classes_alone or self.max_difference <= MAX_DIFFERENCE
-        return logits_agree and self.agreement_percent >= MIN_AGREEMENT_PERCENT
-
-    def __str__(self) -> str:
-        return (
-            f"{self.size[0]}x{self.size[1]}: logits differ by {self.max_difference:.1e} of their largest, "
-            f"{self.agreement_percent:.3f} % of classes agree"
-        )
-
-
-def export(weights: str | os.PathLike, path: Path, size: tuple[int, int], fixed: bool) -> list[Comparison]:
-    """Writes `path`, or nothing if what ONNX Runtime makes of it is not the network.
+def export(
+    weights: str | os.PathLike, output: Path, size: tuple[int, int] = TRACED_SIZE, fixed: bool = False
+) -> list[Agreement]:
+    """Exports, compares, and only then gives the file its name in `output`, with the comparison beside it.
 
     Args:
         weights: A checkpoint of train.py.
-        path: Of the ONNX file.
+        output: The folder for the files.
         size: (height, width) that is traced.
-        fixed: Whether the graph is for this size alone; else batch, height and width are free.
+        fixed: Whether the graph is for one image of this size alone; else batch, height and width are free.
+
+    Returns:
+        The comparisons, PyTorch's own time first.
 
     Raises:
-        UserError: The checkpoint cannot be read, the exporter failed, or its graph is not the network.
+        UserError: The checkpoint cannot be read, the exporter failed, or its graph is not the network. Then `output` is
+            what it was.
     """
-    model = load_network(weights)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
-        draft = Path(folder) / "model.onnx"
-        _write_onnx(model, draft, size, fixed)
-        _add_metadata(draft, weights)
-        comparisons = [compare(model, draft, each) for each in ((size,) if fixed else (size, *OTHER_SIZES))]
-        wrong = [str(comparison) for comparison in comparisons if not comparison.agrees]
-        if wrong:
-            raise UserError(
-                f"the ONNX graph is not the network, nothing is kept: at {wrong[0]}; --fixed exports one size alone"
-            )
-        with atomic_write(path, "wb") as stream:
-            stream.write(draft.read_bytes())
-    with atomic_write(path.with_suffix(".txt")) as stream:
-        stream.writelines(f"{comparison}\n" for comparison in comparisons)
-    return comparisons
+    network = TorchNetwork(weights, "cpu")
+    shapes = [(1, 3, *size)] if fixed else [(2, 3, *each) for each in (size, *OTHER_SIZES)]
+    advice = "" if fixed else "; --fixed exports one size alone"
+    with draft_folder(output) as folder:
+        _write_onnx(network.model, folder / FILE, size, fixed)
+        _add_metadata(folder / FILE, weights)
+        networks = {"torch": network, "onnx": OnnxNetwork(folder / FILE)}
+        agreements = [row for shape in shapes for row in compare(networks, shape)]
+        require_agreement(agreements, limits_of(network.model), advice)
+        publish(folder / FILE, output / FILE)
+    with atomic_write((output / FILE).with_suffix(".txt")) as stream:
+        stream.write(f"{agreement_table(agreements)}\n")
+    return agreements
 
 
-def compare(model: nn.Module, path: Path, size: tuple[int, int]) -> Comparison:
-    """Runs two random images of `size` (one, if the graph takes only one) through both.
+def limits_of(model: nn.Module) -> Limits:
+    """How far the graph may be from the network.
 
-    Raises:
-        UserError: ONNX Runtime cannot run the graph at this size, or gives another shape.
+    Where two values under a max pooling nearly tie, rounding decides to which place SegNet unpools: then logits may
+    differ, and classes alone decide.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
-    generator = np.random.default_rng(0)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        (entry,) = session.get_inputs()
-        batch = 1 if entry.shape[0] == 1 else 2
-        images = generator.standard_normal((batch, 3, *size)).astype(np.float32)
-        (ours,) = session.run(None, {entry.name: images})
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"ONNX Runtime cannot run the graph at {size[0]}x{size[1]}, nothing is kept: {reason}"
-        ) from None
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(images)).numpy()
-    if ours.shape != theirs.shape:
-        raise UserError(f"the ONNX graph gives {ours.shape} at {size[0]}x{size[1]}, PyTorch {theirs.shape}: not kept")
-    difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    agreement = 100 * float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
     unpools = any(isinstance(layer, Pooling) for layer in model.modules())
-    return Comparison(size, difference, agreement, by_classes_alone=unpools)
+    return dataclasses.replace(LIMITS, max_difference=math.inf) if unpools else LIMITS
 
 
 def _write_onnx(model: nn.Module, path: Path, size: tuple[int, int], fixed: bool) -> None:
@@ -164,12 +122,9 @@ def _add_metadata(path: Path, weights: str | os.PathLike) -> None:
 def main() -> None:
     """The command."""
     args = _parse_args()
-    weights = Path(args.weights)
-    folder = args.output or weights.parent / f"{weights.stem}_export"
-    path = folder / "model.onnx"
-    for comparison in export(weights, path, tuple(args.size), args.fixed):
-        print(comparison)
-    print(f"written: {path}")
+    output = args.output or default_folder(args.weights)
+    print(agreement_table(export(args.weights, output, tuple(args.size), args.fixed)))
+    print(f"written: {output / FILE}")
 
 
 def _parse_args() -> argparse.Namespace:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 import resource
-import time
 from collections.abc import Callable
-from typing import NamedTuple
 
+from common.machine.bench import Task, make_batch, seconds_of
 from common.metrics import ConfusionMatrix
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
@@ -30,30 +28,21 @@ MEMORY_PROTOCOL = EvalProtocol(None, (1.0,), False, (769, 769), 2 / 3)
 MEMORY_WINDOWS = 2  # of an image that are computed; the second finds what the first left behind
 
 
-class Task(NamedTuple):
-    """What is measured: "train" (a step), "infer" (a forward) or "memory" (of evaluating), of images of this size."""
-
-    kind: str
-    batch: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.batch}x3x{self.height}x{self.width}"
-
-
 def prepare(network: str, task: Task) -> Callable[[], float]:
-    """Returns a function that does the task once and returns what it measured: seconds, for "memory" GiB."""
+    """Returns a function that does the task once and returns what it measured.
+
+    "train" (a step) and "infer" (a forward) are measured in seconds, "memory" (of evaluating one image) in GiB.
+    """
     paddle.seed(0)
     model = build_network(network)
     if task.kind == "memory":
         return functools.partial(peak_of_evaluating, model, (task.height, task.width))
-    images, label = make_batch(task)
+    images, label = make_batch(task, NUM_CLASSES)
     if task.kind == "infer":
-        return functools.partial(_seconds, _forward_step(model, paddle.to_tensor(images)))
+        return functools.partial(seconds_of, _forward_step(model, paddle.to_tensor(images)))
     model.train()
     training_step = _our_training_step if network == "ours" else _paddleseg_training_step
-    return functools.partial(_seconds, training_step(model, images, label))
+    return functools.partial(seconds_of, training_step(model, images, label))
 
 
 def build_network(network: str) -> nn.Layer:
@@ -65,15 +54,6 @@ def build_network(network: str) -> nn.Layer:
 
     channels = 512 if network == "paddleseg_512" else 1024
     return PSPNet(NUM_CLASSES, ResNet50_vd(output_stride=8), pp_out_channels=channels)
-
-
-def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random images float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
-    blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
-    blocks[rng.random(blocks.shape) < 0.05] = 255
-    return images, blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : task.height, : task.width].astype(np.int64)
 
 
 def peak_of_evaluating(model: nn.Layer, size: tuple[int, int], windows: int = MEMORY_WINDOWS) -> float:
@@ -98,20 +78,6 @@ def peak_of_evaluating(model: nn.Layer, size: tuple[int, int], windows: int = ME
     ConfusionMatrix(NUM_CLASSES).update(label, probs.argmax(axis=0))
     cross_entropy_of_probabilities(probs, label)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _seconds(step: Callable[[], float]) -> float:
-    """Times a step, which returns a number of its result and has therefore waited for it.
-
-    Raises:
-        FloatingPointError: That number is not finite.
-    """
-    start = time.perf_counter()
-    result = step()
-    seconds = time.perf_counter() - start
-    if not math.isfinite(result):
-        raise FloatingPointError(f"the result is {result}")
-    return seconds
 
 
 def _forward_step(model: nn.Layer, images: paddle.Tensor) -> Callable[[], float]:

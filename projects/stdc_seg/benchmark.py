@@ -22,34 +22,39 @@ Writes timings.csv, speedups.csv and env.json into --output.
 from __future__ import annotations
 
 import argparse
-import csv
-import itertools
-import json
-import multiprocessing
+import functools
 import os
-import re
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.cli import CommandParser, UserError, run_command
-from common.files import atomic_write
+from common.cli import CommandParser, positive, run_command
+from common.files import write_csv
+from common.machine.bench import (
+    WARMUP_STEPS,
+    Task,
+    Worker,
+    environment_of_new_processes,
+    make_batch,
+    measure,
+    median_ms,
+    new_output,
+    seconds_of,
+    serve_tasks,
+    size_argument,
+    speedup_columns,
+    task_columns,
+    time_columns,
+    write_environment,
+)
 from common.machine.cpu import configure_cpu, physical_cores
-from common.progress import Progress
 from common.runs.environment import environment
 from stdc_seg.config import read_config
 
-import numpy as np
-
 NUM_CLASSES = 19
-WARMUP_STEPS = 2
-# After a step the threads of Intel's OpenMP keep their cores busy for 0.2 s, waiting for more.
-PAUSE_S = 0.3
+SMALLEST_SIDE = 65  # pixels of a training image
 INFERENCE_SIZE = (512, 1024)
 CPU_VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
 
@@ -70,18 +75,6 @@ class Setting(NamedTuple):
         return "cpu.py" if self.tuned else "paddle's defaults"
 
 
-class Task(NamedTuple):
-    """What is timed: "train" (a step) or "infer" (a forward) with images of this batch size, height and width."""
-
-    kind: str
-    batch: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.batch}x3x{self.height}x{self.width}"
-
-
 class Comparison(NamedTuple):
     """Two settings to compare, and which of the questions a, b, c of the module they answer."""
 
@@ -93,92 +86,20 @@ class Comparison(NamedTuple):
 Timings = Mapping[tuple[Task, Setting], Sequence[float]]  # seconds by turn
 
 
-class Worker:
-    """A process that times tasks under one setting, one at a time.
-
-    Args:
-        setting: What it times.
-        serve: What runs in the process: answers each task that comes through the pipe with seconds, or with the text
-            of an error, until the pipe is closed.
-    """
-
-    def __init__(self, setting: Setting, serve: Callable[[Setting, Connection], None]):
-        self.setting = setting
-        context = multiprocessing.get_context("spawn")  # a fresh interpreter: paddle reads its settings when imported
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(setting, theirs), daemon=True)
-        with cpu_variables(setting):
-            self._process.start()
-        theirs.close()
-
-    def run(self, task: Task) -> float:
-        """Does the task once and returns its seconds.
-
-        Raises:
-            UserError: The process failed or died.
-        """
-        try:
-            self._pipe.send(task)
-            answer = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            raise UserError(f"{self.setting}: the process died in '{task}' (exit {self._process.exitcode})") from None
-        if isinstance(answer, str):
-            raise UserError(f"{self.setting}: '{task}' failed: {answer}")
-        return answer
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipe.close()  # which ends the process
-        self._process.join()
-
-
 def serve(setting: Setting, pipe: Connection) -> None:
     """Runs in a worker process and times what comes through the pipe."""
-    for stream in (1, 2):  # paddle's advice would tear the progress bar; errors go through the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    current = step = None
-    with suppress(EOFError):  # the parent has closed the pipe
-        while True:
-            task = pipe.recv()
-            try:
-                if task != current:
-                    current, step = task, _make_step(setting.network, task)
-                start = time.perf_counter()
-                result = step()
-                seconds = time.perf_counter() - start
-                pipe.send(seconds if np.isfinite(result) else f"the result is {result}")
-            except Exception as error:  # whatever it is, the parent says it in one line
-                pipe.send(f"{type(error).__name__}: {error}")
+    serve_tasks(pipe, lambda task: functools.partial(seconds_of, _make_step(setting.network, task)))
 
 
-@contextmanager
-def cpu_variables(setting: Setting) -> Iterator[None]:
-    """The environment in which a new process gets this setting: paddle reads it when the process imports this file."""
-    before = {name: os.environ.get(name) for name in CPU_VARIABLES}
-    os.environ["OMP_NUM_THREADS"] = str(setting.threads)  # 1 is what paddle takes where nothing is set
-    os.environ["MKL_DEBUG_CPU_TYPE"] = ""  # for MKL the same as none, and common/machine/cpu.py leaves what is set
-    if setting.tuned:
-        del os.environ["MKL_DEBUG_CPU_TYPE"]
-        configure_cpu()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def make_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random images float32 (B, 3, H, W), labels int64 (B, H, W) of blocks of 16x16, a twentieth of them ignored."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((task.batch, 3, task.height, task.width), dtype=np.float32)
-    blocks = rng.integers(0, NUM_CLASSES, (task.batch, -(-task.height // 16), -(-task.width // 16)))
-    blocks[rng.random(blocks.shape) < 0.05] = 255
-    return images, blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : task.height, : task.width].astype(np.int64)
+def start_worker(setting: Setting) -> Worker[Setting]:
+    """Starts a process in which paddle finds this setting when it is imported."""
+    variables = {"OMP_NUM_THREADS": str(setting.threads)}  # 1 is what paddle takes where nothing is set
+    with environment_of_new_processes(variables | dict.fromkeys(CPU_VARIABLES[1:], "")):
+        # For MKL "" is the same as none, and common/machine/cpu.py leaves what is set.
+        if setting.tuned:
+            del os.environ["MKL_DEBUG_CPU_TYPE"]
+            configure_cpu()
+        return Worker(setting, serve)
 
 
 def _make_step(network: str, task: Task) -> Callable[[], float]:
@@ -186,7 +107,7 @@ def _make_step(network: str, task: Task) -> Callable[[], float]:
     import paddle
 
     paddle.seed(0)
-    images, label = (paddle.to_tensor(array) for array in make_batch(task))
+    images, label = (paddle.to_tensor(array) for array in make_batch(task, NUM_CLASSES))
     if task.kind == "infer":
         return _forward_step(network, images)
     return {"ours": _our_training_step, "paddleseg": _paddleseg_training_step}[network](images, label)
@@ -278,36 +199,15 @@ def comparisons(threads: int, has_tuning: bool) -> list[Comparison]:
     return found
 
 
-def measure(
-    workers: Iterable[Worker], tasks: Sequence[Task], repeats: int, pause_s: float = PAUSE_S
-) -> dict[tuple[Task, Setting], list[float]]:
-    """Times every task in every worker: one step of each worker, then one of each in reverse order, and so on."""
-    workers = list(workers)
-    timings = {(task, worker.setting): [] for task in tasks for worker in workers}
-    with Progress(len(timings) * (WARMUP_STEPS + repeats), "benchmark", "step") as bar:
-        for task, turn in itertools.product(tasks, range(-WARMUP_STEPS, repeats)):
-            for worker in workers if turn % 2 == 0 else reversed(workers):
-                seconds = worker.run(task)
-                if turn >= 0:
-                    timings[task, worker.setting].append(seconds)
-                time.sleep(pause_s)
-                bar.update()
-    return timings
-
-
 def timing_rows(timings: Timings) -> list[dict[str, Any]]:
     """One row per task and setting."""
     return [
         {
-            **_task_columns(task),
+            **task_columns(task),
             "network": setting.network,
             "threads": setting.threads,
             "cpu_settings": setting.cpu_settings,
-            "median_ms": round(1000 * statistics.median(seconds), 2),
-            "min_ms": round(1000 * min(seconds), 2),
-            "max_ms": round(1000 * max(seconds), 2),
-            "images_per_s": round(task.batch / statistics.median(seconds), 3),
-            "repeats": len(seconds),
+            **time_columns(seconds, task.batch),
         }
         for (task, setting), seconds in timings.items()
     ]
@@ -319,20 +219,17 @@ def speedup_rows(timings: Timings, wanted: Sequence[Comparison]) -> list[dict[st
     for task in dict.fromkeys(task for task, _ in timings):
         for question, ours, theirs in wanted:
             our_s, their_s = timings[task, ours], timings[task, theirs]
-            turns = [b / a for a, b in zip(our_s, their_s, strict=True)]
             rows.append(
                 {
                     "comparison": question,
-                    **_task_columns(task),
+                    **task_columns(task),
                     "ours_threads": ours.threads,
                     "ours_cpu_settings": ours.cpu_settings,
                     "paddleseg_threads": theirs.threads,
                     "paddleseg_cpu_settings": theirs.cpu_settings,
-                    "ours_median_ms": round(1000 * statistics.median(our_s), 2),
-                    "paddleseg_median_ms": round(1000 * statistics.median(their_s), 2),
-                    "speedup": round(statistics.median(their_s) / statistics.median(our_s), 3),
-                    "speedup_min": round(min(turns), 3),
-                    "speedup_max": round(max(turns), 3),
+                    "ours_median_ms": median_ms(our_s),
+                    "paddleseg_median_ms": median_ms(their_s),
+                    **speedup_columns(our_s, their_s),
                 }
             )
     return rows
@@ -357,19 +254,8 @@ def table(timings: Timings, wanted: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def _task_columns(task: Task) -> dict[str, Any]:
-    return {"task": task.kind, "batch": task.batch, "height_px": task.height, "width_px": task.width}
-
-
 def _shape(row: Mapping[str, Any]) -> str:
     return str(Task(row["task"], row["batch"], row["height_px"], row["width_px"]))
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_write(path) as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
@@ -391,13 +277,12 @@ def main() -> None:
         repeats=args.repeats,
     )
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(setting, serve)) for setting in settings]
+        workers = [stack.enter_context(start_worker(setting)) for setting in settings]
         timings = measure(workers, tasks, args.repeats)
-    output = args.output or Path("output") / datetime.now(UTC).strftime("benchmark_%Y%m%d_%H%M%S")
-    _write_csv(output / "timings.csv", timing_rows(timings))
-    _write_csv(output / "speedups.csv", speedup_rows(timings, wanted))
-    with atomic_write(output / "env.json") as stream:
-        json.dump(env, stream, indent=2)
+    output = args.output or new_output()
+    write_csv(output / "timings.csv", timing_rows(timings))
+    write_csv(output / "speedups.csv", speedup_rows(timings, wanted))
+    write_environment(output, env)
     print(table(timings, wanted))
     print(f"written: {output}/timings.csv, speedups.csv, env.json")
 
@@ -406,28 +291,16 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     sizes_help = "pixels of training images, of each size a row (default: 128x256 256x512)"
     sizes = [(128, 256), (256, 512)]
-    parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, metavar="HxW", help=sizes_help)
+    size = size_argument(SMALLEST_SIDE)
+    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="HxW", help=sizes_help)
     batch_help = "images of a training step (default: 4)"
-    parser.add_argument("--batch", type=_positive, default=4, metavar="N", help=batch_help)
-    parser.add_argument("--repeats", type=_positive, default=7, metavar="N", help="timed steps of each (default: 7)")
+    parser.add_argument("--batch", type=positive, default=4, metavar="N", help=batch_help)
+    parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="timed steps of each (default: 7)")
     threads_help = "CPU threads, compared besides 1 (default: all physical cores, as train.py)"
-    parser.add_argument("--threads", type=_positive, default=physical_cores(), metavar="N", help=threads_help)
+    parser.add_argument("--threads", type=positive, default=physical_cores(), metavar="N", help=threads_help)
     output_help = "folder for the files (default: output/benchmark_<date>_<time>)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or min(map(int, found.groups())) < 65:
-        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH with at least 65 pixels a side")
-    return int(found[1]), int(found[2])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-    return int(text)
 
 
 if __name__ == "__main__":

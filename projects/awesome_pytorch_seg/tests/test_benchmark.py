@@ -6,11 +6,8 @@ import subprocess
 import sys
 
 from awesome_pytorch_seg import benchmark
-from awesome_pytorch_seg.benchmark import Worker
-from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, make_batch, outputs_of
-from common.cli import UserError
+from awesome_pytorch_seg.benchmark_worker import Answer, Network, Task, outputs_of
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,25 +15,11 @@ TASK = Task("train", "fp32", 4, 128, 256)
 OURS, THEIRS = Network("pspnet", "ours"), Network("pspnet", "smp")
 
 
-class FakeWorker:
-    """Answers with the seconds it is given and notes whose turn it was."""
-
-    def __init__(self, network, seconds, log):
-        self.network, self.seconds, self.log = network, iter(seconds), log
-
-    def run(self, task):
-        self.log.append((task, self.network.library))
-        return Answer(next(self.seconds), 12.3)
-
-
-def test_steps_take_turns_and_warm_up_is_dropped():
-    log = []
-    workers = [FakeWorker(OURS, [9, 9, 1, 2, 3], log), FakeWorker(THEIRS, [8, 8, 4, 5, 6], log)]
-    timings, gmacs = benchmark.measure(workers, [TASK], repeats=3)
-    assert timings == {(TASK, OURS): [1, 2, 3], (TASK, THEIRS): [4, 5, 6]}
-    assert gmacs == {(TASK, OURS): 12.3, (TASK, THEIRS): 12.3}
-    forth = [(TASK, "ours"), (TASK, "smp")]
-    assert log == forth + forth[::-1] + forth + forth[::-1] + forth
+def test_answers_are_split():
+    answers = {(TASK, OURS): [Answer(1.0, 12.3), Answer(2.0, 12.3)], (TASK, THEIRS): [Answer(3.0, 4.5)]}
+    seconds, gmacs = benchmark.split_answers(answers)
+    assert seconds == {(TASK, OURS): [1.0, 2.0], (TASK, THEIRS): [3.0]}
+    assert gmacs == {(TASK, OURS): 12.3, (TASK, THEIRS): 4.5}
 
 
 def test_rows_hold_medians_spread_and_the_comparisons():
@@ -78,57 +61,12 @@ def test_rows_hold_medians_spread_and_the_comparisons():
     assert "5.00x (2.25..12.00)  10.00x per multiply-add" in text
 
 
-def test_batch_has_blocks_of_labels_and_some_ignored():
-    images, label = make_batch(Task("train", "fp32", 2, 100, 200))
-    assert (images.shape, images.dtype) == ((2, 3, 100, 200), "float32")
-    assert (label.shape, label.dtype) == ((2, 100, 200), "int64")
-    assert (label[:, :16, :16] == label[:, :1, :1]).all()
-    assert set(np.unique(label)) <= {*range(19), 255}
-    assert 0 < (label == 255).mean() < 0.2
-
-
 def test_outputs_of_all_libraries():
     main, aux = torch.zeros(1), torch.ones(1)
     assert outputs_of({"out": main, "aux": aux}) == (main, aux)
     assert outputs_of({"logits": main, "aux": (aux, aux)}) == (main, aux, aux)
     assert outputs_of((main, aux)) == (main, aux)
     assert outputs_of(main) == (main,)
-
-
-ANSWER_HEIGHT = """
-import os
-
-def serve(network, pipe):
-    "A worker that times nothing: fails at 1, dies at 2, else answers the height."
-    while True:
-        task = pipe.recv()
-        if task.height == 2:
-            os._exit(7)
-        pipe.send("ValueError: too low" if task.height == 1 else float(task.height))
-"""
-
-
-class TestWorker:
-    @pytest.fixture
-    def worker(self, monkeypatch, tmp_path):
-        (tmp_path / "awesome_answer_height.py").write_text(ANSWER_HEIGHT)  # a fresh interpreter finds it by its name
-        monkeypatch.syspath_prepend(str(tmp_path))
-        import awesome_answer_height
-
-        with Worker(OURS, awesome_answer_height.serve) as worker:
-            yield worker
-
-    def test_answers_task_by_task(self, worker):
-        assert [worker.run(TASK._replace(height=height)) for height in (128, 96, 128)] == [128.0, 96.0, 128.0]
-
-    def test_failure_in_the_process_is_one_line(self, worker):
-        with pytest.raises(UserError, match=r"pspnet ours: 'train 4x3x1x256 fp32' failed: ValueError: too low"):
-            worker.run(TASK._replace(height=1))
-        assert worker.run(TASK) == 128.0
-
-    def test_death_of_the_process_is_one_line(self, worker):
-        with pytest.raises(UserError, match=r"the process died in 'train 4x3x2x256 fp32' \(exit 7\)"):
-            worker.run(TASK._replace(height=2))
 
 
 @pytest.mark.slow

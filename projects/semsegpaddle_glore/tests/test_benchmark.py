@@ -2,47 +2,19 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
-from common.cli import UserError
+from common.machine.bench import Task
 from semsegpaddle_glore import benchmark
-from semsegpaddle_glore.benchmark import Setting, Worker
-from semsegpaddle_glore.benchmark_tasks import (
-    MEMORY_PROTOCOL,
-    NETWORKS,
-    Task,
-    build_network,
-    make_batch,
-)
+from semsegpaddle_glore.benchmark import Setting, start_worker
+from semsegpaddle_glore.benchmark_tasks import MEMORY_PROTOCOL, NETWORKS, build_network
 
-import numpy as np
 import paddle
 import pytest
 
 TASK = Task("train", 4, 128, 256)
 OURS, THEIRS = Setting("ours", 2), Setting("paddleseg", 2)
-
-
-class FakeWorker:
-    """Answers with the seconds it is given and notes whose turn it was."""
-
-    def __init__(self, setting, seconds, log):
-        self.setting, self.seconds, self.log = setting, iter(seconds), log
-
-    def run(self, task):
-        self.log.append((task, self.setting.network))
-        return next(self.seconds)
-
-
-def test_steps_take_turns_and_warm_up_is_dropped():
-    log = []
-    workers = [FakeWorker(OURS, [9, 9, 1, 2, 3], log), FakeWorker(THEIRS, [8, 8, 4, 5, 6], log)]
-    timings = benchmark.measure(workers, [TASK], repeats=3, pause_s=0)
-    assert timings == {(TASK, OURS): [1, 2, 3], (TASK, THEIRS): [4, 5, 6]}
-    forth = [(TASK, "ours"), (TASK, "paddleseg")]
-    assert log == forth + forth[::-1] + forth + forth[::-1] + forth
 
 
 def test_rows_hold_medians_spread_and_speedup():
@@ -77,59 +49,9 @@ def test_each_peer_is_compared_at_its_own_number_of_threads():
     assert [(row["threads"], row["speedup"]) for row in rows] == [(2, 3.0), (1, 2.0)]
 
 
-def test_batch_has_blocks_of_labels_and_some_ignored():
-    images, label = make_batch(Task("train", 2, 100, 200))
-    assert (images.shape, images.dtype) == ((2, 3, 100, 200), "float32")
-    assert (label.shape, label.dtype) == ((2, 100, 200), "int64")
-    assert (label[:, :16, :16] == label[:, :1, :1]).all()
-    assert set(np.unique(label)) <= {*range(19), 255}
-    assert 0 < (label == 255).mean() < 0.2
-
-
-ANSWER_HEIGHT = """
-import os
-
-def serve(setting, pipe):
-    "A worker that times nothing: fails at 1, dies at 2, answers its threads at 3, else the height."
-    while True:
-        task = pipe.recv()
-        if task.height == 2:
-            os._exit(7)
-        if task.height == 3:
-            pipe.send(float(os.environ["OMP_NUM_THREADS"]))
-        else:
-            pipe.send("ValueError: too low" if task.height == 1 else float(task.height))
-"""
-
-
-class TestWorker:
-    @pytest.fixture
-    def worker(self, monkeypatch, tmp_path):
-        (tmp_path / "glore_answer_height.py").write_text(ANSWER_HEIGHT)  # a fresh interpreter finds it by its name
-        monkeypatch.syspath_prepend(str(tmp_path))
-        import glore_answer_height
-
-        with Worker(OURS, glore_answer_height.serve) as worker:
-            yield worker
-
-    def test_answers_task_by_task_under_its_setting(self, worker):
-        before = os.environ.get("OMP_NUM_THREADS")
-        assert [worker.run(TASK._replace(height=height)) for height in (128, 96, 3)] == [128.0, 96.0, 2.0]
-        assert os.environ.get("OMP_NUM_THREADS") == before
-
-    def test_failure_in_the_process_is_one_line(self, worker):
-        with pytest.raises(UserError, match=r"ours, 2 threads: 'train 4x3x1x256' failed: ValueError: too low"):
-            worker.run(TASK._replace(height=1))
-        assert worker.run(TASK) == 128.0
-
-    def test_death_of_the_process_is_one_line(self, worker):
-        with pytest.raises(UserError, match=r"the process died in 'train 4x3x2x256' \(exit 7\)"):
-            worker.run(TASK._replace(height=2))
-
-
 def test_real_worker_times_a_step():
     """Ours; its peers' steps, which take longer, are in the slow test of the command."""
-    with Worker(Setting("ours", 1), benchmark.serve) as worker:
+    with start_worker(Setting("ours", 1)) as worker:
         assert worker.run(Task("train", 2, 65, 97)) > 0
 
 
@@ -147,7 +69,7 @@ def test_both_are_of_the_size_that_the_tables_say():
 def test_evaluating_a_large_image_stays_under_4_gib():
     """And two of the eight windows show it: two more add nothing."""
     assert benchmark.MEMORY_SIZE == (1024, 2048) and MEMORY_PROTOCOL.window == (769, 769)
-    with Worker(Setting("ours", 1), benchmark.serve) as worker:
+    with start_worker(Setting("ours", 1)) as worker:
         assert 0.5 < (two := worker.run(Task("memory", 1, 1024, 2048))) < 4
     code = (
         "from semsegpaddle_glore.benchmark_tasks import build_network, peak_of_evaluating;"
@@ -163,7 +85,7 @@ def test_command_writes_tables_and_environment(tmp_path):
     words = ["--sizes", "65x97", "--repeats", "1", "--threads", "1", "--output", tmp_path / "out"]
     code = (
         "import sys; from semsegpaddle_glore import benchmark; benchmark.INFERENCE_SIZE = (96, 192);"
-        "benchmark.PAUSE_S = 0; benchmark.MEMORY_SIZE = (128, 256); benchmark.main()"
+        "benchmark.MEMORY_SIZE = (128, 256); benchmark.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300, check=True

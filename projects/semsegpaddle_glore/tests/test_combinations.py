@@ -88,7 +88,7 @@ def test_exports(head, backbone, data, tmp_path):
     optimizer = build_optimizer(model, config.optimizer)
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, model, optimizer, TrainState(0, 0.5, 0, config_to_text(config), CLASSES), resumable=False)
-    rows = export(path, tmp_path / "out", ("paddle", "onnx"), (65, 96))
+    rows = export(path, tmp_path / "out", (65, 96))
     assert [(row.format, row.size) for row in rows if row.format != "dygraph"] == [
         (form, size) for size in ((65, 96), (97, 161), (128, 96)) for form in ("paddle", "onnx")
     ]

@@ -6,35 +6,14 @@ import os
 import subprocess
 import sys
 
-from common.cli import UserError
+from common.machine.bench import Task
 from stdc_seg import benchmark
-from stdc_seg.benchmark import Comparison, Setting, Task, Worker
+from stdc_seg.benchmark import Comparison, Setting, start_worker
 
-import numpy as np
 import pytest
 
 TASK = Task("train", 4, 128, 256)
 OURS, THEIRS = Setting("ours", 2, True), Setting("paddleseg", 1, False)
-
-
-class FakeWorker:
-    """Answers with the seconds it is given and notes whose turn it was."""
-
-    def __init__(self, setting, seconds, log):
-        self.setting, self.seconds, self.log = setting, iter(seconds), log
-
-    def run(self, task):
-        self.log.append((task, self.setting.network))
-        return next(self.seconds)
-
-
-def test_steps_take_turns_and_warm_up_is_dropped():
-    log = []
-    workers = [FakeWorker(OURS, [9, 9, 1, 2, 3], log), FakeWorker(THEIRS, [8, 8, 4, 5, 6], log)]
-    timings = benchmark.measure(workers, [TASK], repeats=3, pause_s=0)
-    assert timings == {(TASK, OURS): [1, 2, 3], (TASK, THEIRS): [4, 5, 6]}
-    forth = [(TASK, "ours"), (TASK, "paddleseg")]
-    assert log == forth + forth[::-1] + forth + forth[::-1] + forth
 
 
 def test_rows_hold_medians_spread_and_speedup():
@@ -76,58 +55,9 @@ def test_comparisons_ask_the_three_questions():
     assert [c.question for c in benchmark.comparisons(threads=1, has_tuning=False)] == ["a", "b"]
 
 
-def test_batch_has_blocks_of_labels_and_some_ignored():
-    images, label = benchmark.make_batch(Task("train", 2, 100, 200))
-    assert (images.shape, images.dtype, label.shape, label.dtype) == (
-        (2, 3, 100, 200),
-        "float32",
-        (2, 100, 200),
-        "int64",
-    )
-    assert (label[:, :16, :16] == label[:, :1, :1]).all()
-    assert set(np.unique(label)) <= {*range(19), 255}
-    assert 0 < (label == 255).mean() < 0.2
-
-
-ANSWER_HEIGHT = """
-import os
-
-def serve(setting, pipe):
-    "A worker that times nothing: fails at 1, dies at 2, else answers the height."
-    while True:
-        task = pipe.recv()
-        if task.height == 2:
-            os._exit(7)
-        pipe.send("ValueError: too low" if task.height == 1 else float(task.height))
-"""
-
-
-class TestWorker:
-    @pytest.fixture
-    def worker(self, monkeypatch, tmp_path):
-        (tmp_path / "answer_height.py").write_text(ANSWER_HEIGHT)  # a fresh interpreter finds it by its name
-        monkeypatch.syspath_prepend(str(tmp_path))
-        import answer_height
-
-        with Worker(OURS, answer_height.serve) as worker:
-            yield worker
-
-    def test_answers_task_by_task(self, worker):
-        assert [worker.run(TASK._replace(height=height)) for height in (128, 96, 128)] == [128.0, 96.0, 128.0]
-
-    def test_failure_in_the_process_is_one_line(self, worker):
-        with pytest.raises(UserError, match=r"ours, 2 threads, cpu.py: 'train 4x3x1x256' failed: ValueError: too low"):
-            worker.run(TASK._replace(height=1))
-        assert worker.run(TASK) == 128.0
-
-    def test_death_of_the_process_is_one_line(self, worker):
-        with pytest.raises(UserError, match=r"the process died in 'train 4x3x2x256' \(exit 7\)"):
-            worker.run(TASK._replace(height=2))
-
-
 @pytest.mark.parametrize("network", ["ours", "paddleseg"])
 def test_real_worker_times_a_step(network):
-    with Worker(Setting(network, 1, False), benchmark.serve) as worker:
+    with start_worker(Setting(network, 1, False)) as worker:
         assert worker.run(Task("train", 2, 96, 192)) > 0
 
 
@@ -135,10 +65,7 @@ def test_real_worker_times_a_step(network):
 def test_command_writes_tables_and_environment(tmp_path):
     """The real thing, small: every network trains and infers under every setting of one thread."""
     words = ["--sizes", "96x192", "--batch", "2", "--repeats", "1", "--threads", "1", "--output", tmp_path / "out"]
-    code = (
-        "import sys; from stdc_seg import benchmark; benchmark.INFERENCE_SIZE = (96, 192); benchmark.PAUSE_S = 0;"
-        "benchmark.main()"
-    )
+    code = "import sys; from stdc_seg import benchmark; benchmark.INFERENCE_SIZE = (96, 192); benchmark.main()"
     env = {**os.environ, "MKL_DEBUG_CPU_TYPE": "5"}  # so that the settings are two on any processor
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], env=env, capture_output=True, text=True, timeout=300, check=True

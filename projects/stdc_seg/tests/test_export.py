@@ -35,7 +35,7 @@ class Exported:
     model: STDCSeg
     weights: Path
     folder: Path
-    comparisons: list[exporting.Comparison]
+    comparisons: list[exporting.Agreement]
 
 
 def random_network(seed: int) -> STDCSeg:
@@ -64,7 +64,7 @@ def exported(tmp_path_factory) -> Exported:
     save(weights, model)
     output = exporting.default_folder(weights)
     assert output == folder / "best_export"
-    return Exported(model, weights, output, exporting.export(weights, output, ("paddle", "onnx"), SIZE))
+    return Exported(model, weights, output, exporting.export(weights, output, SIZE))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -85,7 +85,7 @@ def test_exports_compute_what_the_network_computes(exported, shape):
 
 
 def test_comparison_covers_formats_and_three_sizes(exported):
-    rows = [(row.format, row.size) for row in exported.comparisons]
+    rows = [(row.runtime, row.size) for row in exported.comparisons]
     assert rows == [(name, size) for size in (SIZE, (97, 161), (128, 96)) for name in ("dygraph", "paddle", "onnx")]
     assert all(row.max_difference < 1e-5 and row.agreement_percent >= 99.99 for row in exported.comparisons)
     assert all(row.latency_ms > 0 for row in exported.comparisons)
@@ -127,7 +127,7 @@ def test_predictions_are_the_same_in_both_runtimes(exported):
 @pytest.mark.parametrize("part", ["weight", "metadata", "neither"])
 def test_cached_onnx_is_made_again_only_for_other_weights(exported, tmp_path, monkeypatch, part):
     calls = []
-    monkeypatch.setattr(exporting, "export", lambda *args: calls.append(args))
+    monkeypatch.setattr(exporting, "export", lambda *args, **more: calls.append((*args, more)))
     weights = tmp_path / "best.safetensors"
     shutil.copyfile(exported.weights, weights)
     path = exporting.default_folder(weights) / "model.onnx"
@@ -140,16 +140,16 @@ def test_cached_onnx_is_made_again_only_for_other_weights(exported, tmp_path, mo
         save(weights, random_network(1))
 
     assert exporting.current_onnx(weights) == path
-    assert calls == ([] if part == "neither" else [(weights, path.parent, ("onnx",))])
+    assert calls == ([] if part == "neither" else [(weights, path.parent, {"formats": ("onnx",)})])
 
 
 def test_wrong_onnx_is_caught_and_nothing_is_kept(exported, tmp_path, monkeypatch):
     """One class of the last layer is changed between the exporter and the comparison."""
-    run_isolated = exporting._run_isolated
+    run_isolated = exporting.run_isolated
 
-    def tampered(stage: str, weights: str, folder: str, *args) -> None:
+    def tampered(module: str, stage: str, weights: str, folder: str, *args) -> None:
         if stage == "write_comparison":
-            return run_isolated(stage, weights, folder, *args)
+            return run_isolated(module, stage, weights, folder, *args)
         shutil.copytree(exported.folder, folder, dirs_exist_ok=True)
         model = onnx.load(Path(folder) / "model.onnx")
         constants = [node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"]
@@ -160,16 +160,18 @@ def test_wrong_onnx_is_caught_and_nothing_is_kept(exported, tmp_path, monkeypatc
         onnx.save(model, Path(folder) / "model.onnx")
         return None
 
-    monkeypatch.setattr(exporting, "_run_isolated", tampered)
+    monkeypatch.setattr(exporting, "run_isolated", tampered)
     output = tmp_path / "deploy"
     with pytest.raises(UserError, match=r"the onnx export is not the network: at (128x160|97x161) logits differ by"):
-        exporting.export(exported.weights, output, ("onnx",), SIZE)
+        exporting.export(exported.weights, output, SIZE, ("onnx",))
     assert not output.exists()
 
 
 def test_an_aborting_exporter_is_one_line_and_keeps_older_exports(exported, tmp_path, monkeypatch, capsys):
     code = "import os, sys; print('Fatal Error: unsupported op', file=sys.stderr, flush=True); os.abort()"
-    monkeypatch.setattr(exporting, "_worker_command", lambda stage, args: [sys.executable, "-c", code])
+    monkeypatch.setattr(
+        "common.weights.exported.worker_command", lambda module, stage, args: [sys.executable, "-c", code]
+    )
     (tmp_path / "model.onnx").write_bytes(b"older")
     monkeypatch.setattr(sys, "argv", ["export.py", "--weights", str(exported.weights), "--output", str(tmp_path)])
 
@@ -181,22 +183,6 @@ def test_an_aborting_exporter_is_one_line_and_keeps_older_exports(exported, tmp_
     assert line == f"error: {expected}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"older"
-
-
-def test_an_exporter_that_exits_is_one_line(monkeypatch):
-    monkeypatch.setattr(
-        exporting, "_worker_command", lambda stage, args: [sys.executable, "-c", "raise SystemExit(-1)"]
-    )
-    with pytest.raises(UserError, match="write_onnx ended with status 255: it said nothing"):
-        exporting._run_isolated("write_onnx", "weights", "folder")
-
-
-@pytest.mark.parametrize("difference, agreement", [(2e-4, 100.0), (0.0, 99.9), (float("nan"), 100.0)])
-def test_limits(difference, agreement):
-    good = exporting.Comparison("paddle", SIZE, 9e-5, 99.99, 1.0)
-    exporting.require_agreement([good])
-    with pytest.raises(UserError, match="the onnx export is not the network"):
-        exporting.require_agreement([good, exporting.Comparison("onnx", SIZE, difference, agreement, 1.0)])
 
 
 class Planted:
@@ -213,7 +199,7 @@ class Planted:
 def test_a_crafted_pickle_is_refused_and_not_run(tmp_path, name):
     path, mark = tmp_path / name, tmp_path / "was_run"
     path.write_bytes(pickle.dumps({"weight": Planted(mark)}))
-    for refuse in (open_predictor, lambda weights: exporting.export(weights, tmp_path / "out", ("onnx",))):
+    for refuse in (open_predictor, lambda weights: exporting.export(weights, tmp_path / "out", formats=("onnx",))):
         with pytest.raises(UserError, match=name):
             refuse(str(path))
     assert not mark.exists() and not (tmp_path / "out").exists()
@@ -221,9 +207,9 @@ def test_a_crafted_pickle_is_refused_and_not_run(tmp_path, name):
 
 def test_bad_input_is_one_line(exported, tmp_path):
     with pytest.raises(UserError, match="no weight file .*gone.safetensors"):
-        exporting.export(tmp_path / "gone.safetensors", tmp_path / "out", ("onnx",))
+        exporting.export(tmp_path / "gone.safetensors", tmp_path / "out", formats=("onnx",))
     with pytest.raises(UserError, match="--size 64 256: each side must be at least 65"):
-        exporting.export(exported.weights, tmp_path / "out", ("onnx",), (64, 256))
+        exporting.export(exported.weights, tmp_path / "out", (64, 256))
     with pytest.raises(UserError, match="no weight file .*gone.onnx"):
         OnnxNetwork(tmp_path / "gone.onnx")
     model = onnx.load(exported.folder / "model.onnx")
