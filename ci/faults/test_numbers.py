@@ -41,7 +41,7 @@ def test_weights_that_are_no_numbers_are_not_saved_by_the_zoo(tmp_path, tried):
     tried("weights NaN after the last update: nothing saved", TARGETS[-1].name)
     words = TARGETS[-1].key("optimizer.learning_rate", 1.0e300)
     line = error_line(call(TARGETS[-1].train(write_data(tmp_path / "data"), tmp_path / "out", 1, *words)))
-    assert "holds what is no number after the last update: nothing is saved" in line
+    assert "holds NaN or infinity after the last update: it is not saved" in line
     assert len(read_run(run_folder(tmp_path / "out")).train) == 1
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
