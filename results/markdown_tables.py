@@ -333,7 +333,7 @@ def _run_section(row: TableRow, run: RecordedRun) -> str:
     again = code(f"python results/reproduce.py {run.project}/{run.name} --run")
     facts = [
         cell(score),
-        f"{cell(machine)}; {cell(when)}",
+        f"on {cell(machine)}; {cell(when)}",
         f"trained with {code(run.env['command'])}",
         f"again: {again}",
     ]
