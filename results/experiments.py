@@ -123,7 +123,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Superseded:
-    """A recorded run that a newer one replaces: it is folded away in the tables, and its weights are not kept."""
+    """A recorded run whose code or recipe has changed since: folded away in the tables, its weights are not kept."""
 
     run: str
     why: str
@@ -165,7 +165,7 @@ def read_experiments(path: Path = FILE) -> dict[tuple[str, str], Experiment]:
 
 
 def read_superseded(path: Path = FILE) -> dict[str, str]:
-    """project/run -> why a newer run replaces it.
+    """project/run -> what has changed since.
 
     Raises:
         UserError: A mistake in the file.

@@ -160,7 +160,7 @@ def _check_panels(folder: Path, runs: Sequence[RecordedRun]) -> None:
 def _check_weights(folder: Path, superseded: Mapping[str, str]) -> None:
     for run in superseded:
         for path in folder.glob(f"{run}.*"):
-            raise UserError(f"{path}: weights of a run that newer ones replace (experiments.yaml): remove the file")
+            raise UserError(f"{path}: weights of a superseded run (experiments.yaml): remove the file")
 
 
 def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:

@@ -183,7 +183,7 @@ def _folded(kinds: dict[str, list[TableRow]], with_curve: set[str], results: str
         parts.append(fold(head, _toy_table(kinds["toy"], with_curve, results, own)))
     if kinds["superseded"]:
         count = len(kinds["superseded"])
-        head = f"Replaced by newer runs: {count} row{'s' * (count > 1)}"
+        head = f"Superseded, as code or recipe has changed since: {count} row{'s' * (count > 1)}"
         parts.append(fold(head, _measured(kinds["superseded"], with_curve, results, "####", own)))
     return "\n".join(parts)
 
@@ -213,7 +213,7 @@ def _measured(
         lines = []
         for row in sorted(group, key=lambda row: (row.scope != "full", -row.best.mean)):
             scores = list(zip(*_score_lines(row, notes), strict=True))
-            replaced = notes.mark(f"replaced: {row.superseded}") if row.superseded else ""
+            replaced = notes.mark(f"superseded: {row.superseded}") if row.superseded else ""
             cells = [f"{cell(row.model)} {code(row.config)}{replaced}", cell(row.project)]
             cells += ["<br>".join(column) for column in scores]
             lines.append([*cells, _steps(row), _run_links(row, with_curve, results)])

@@ -99,7 +99,7 @@ class TableRow:
         hours: What the full run is expected to take; "" where it ran.
         needs: What it needs; "" where it ran.
         recipe: Whose recipe the runs follow, in words.
-        superseded: Why a newer run replaces these; "" for the others.
+        superseded: What has changed since in code or recipe; "" for rows that stand.
     """
 
     row_id: str
@@ -177,7 +177,7 @@ def make_rows(
 ) -> list[TableRow]:
     """All rows: those with runs by scope, project and config, then those without, in the order of experiments.yaml.
 
-    `superseded`: project/run -> why a newer run replaces it. Such runs stand in rows of their own.
+    `superseded`: project/run -> what has changed since. Such runs stand in rows of their own.
     """
     superseded = superseded or {}
     rows = [_measured_row(group, experiments, numbers, superseded) for group in _groups(runs, superseded)]

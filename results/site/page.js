@@ -27,7 +27,7 @@ const GROUPS = [
   { kind: "photographs", title: "Measured on real photographs", open: true },
   { kind: "missing", title: "Not run yet" },
   { kind: "toy", title: "Toy data: it shows that a network learns, and has no published number" },
-  { kind: "superseded", title: "Replaced by newer runs" },
+  { kind: "superseded", title: "Superseded: code or recipe has changed since" },
 ];
 
 function modelCell(row) {
@@ -199,7 +199,7 @@ function commandSection(row) {
   if (row.hours) facts.push(["expected", `${row.hours} (${row.hours_source})`]);
   if (row.needs) facts.push(["needs", row.needs]);
   if (row.recipe) facts.push(["recipe", row.recipe]);
-  if (row.superseded) facts.push(["replaced", row.superseded]);
+  if (row.superseded) facts.push(["superseded", row.superseded]);
   for (const reference of row.references) facts.push([`${reference.value.toFixed(2)} (${reference.kind})`, reference.source]);
   for (const run of row.runs) {
     facts.push(["run", `${run.name}: seed ${run.seed}, best ${run.best.toFixed(4)} at step ${run.best_step}, last ${run.last.toFixed(4)} at ${run.last_step}${run.test === null ? "" : `, test ${run.test.toFixed(4)}`}`]);

@@ -195,12 +195,12 @@ def test_a_number_that_is_not_comparable_has_a_note(tree):
     assert hero.count(" | ") == 4
 
 
-def test_weights_of_a_replaced_run_are_refused(made):
+def test_weights_of_a_superseded_run_are_refused(made):
     run = next(iter(read_superseded()))
     path = made / "results/weights" / f"{run}.safetensors"
     path.parent.mkdir(parents=True)
     path.write_text("x")
-    with pytest.raises(UserError, match=f"{path.name}: weights of a run that newer ones replace"):
+    with pytest.raises(UserError, match=f"{path.name}: weights of a superseded run"):
         build(made)
 
 

@@ -162,7 +162,7 @@ def test_test_scores_of_seeds_have_mean_and_deviation_and_stand_in_the_row_of_th
     assert {row.protocol: str(row.test) for row in rows_of(other)} == {PROTOCOL: "None", "ss, flip": "51.00"}
 
 
-def test_a_replaced_run_stands_in_a_row_of_its_own(tmp_path):
+def test_a_superseded_run_stands_in_a_row_of_its_own(tmp_path):
     old, new = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
     rows = make_rows([read_recorded(old), read_recorded(new)], {}, (), {f"stdc_seg/{old.name}": "a fault"})
     assert sorted((row.kind, row.superseded, row.best.count) for row in rows) == [
