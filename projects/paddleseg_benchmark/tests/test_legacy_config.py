@@ -3,6 +3,8 @@
 from common.cli import UserError
 from paddleseg_benchmark.zoo import legacy_config, zoo
 
+import numpy as np
+import paddle
 import pytest
 
 HRNET = zoo.CONFIG_DIR / "hrnetw18_cityscapes_1024x512_215.yaml"
@@ -19,6 +21,16 @@ def test_hrnet_becomes_fcn_without_bias_in_its_head():
     # Without two biases of 270 and 19 it has that many parameters less than the row of the zoo.
     network = zoo.build_from_config(config)
     assert network.trainable_parameters() == zoo.row("fcn_hrnet_w18").reference_params - (270 + 19)
+
+
+def test_hrnet_pads_strided_convolutions_on_both_sides_as_the_original():
+    """(filter size - 1) // 2 on each side: the first output of the first convolution sees a border of zeros."""
+    config = legacy_config.to_paddleseg(legacy_config.read_legacy(HRNET, []))
+    stem = zoo.build_from_config(config).network.backbone.conv_layer1_1._conv
+    image = np.zeros((1, 3, 8, 8), np.float32)
+    image[0, :, 0, 0] = 1
+    out = stem(paddle.to_tensor(image)).numpy()[0]  # (64, 4, 4)
+    np.testing.assert_allclose(out[:, 0, 0], stem.weight.numpy()[:, :, 1, 1].sum(axis=1), rtol=1e-5, atol=1e-7)
 
 
 def test_deeplab_becomes_the_row_of_the_zoo():

@@ -177,7 +177,7 @@ def _hrnet(legacy: dict[str, Any]) -> dict[str, Any]:
     if stages != [[width * 2**branch for branch in range(count)] for count in (2, 3, 4)]:
         raise UserError(f"MODEL.HRNET: channels {stages}: each branch must have twice those of the one before")
     bias = legacy["MODEL.HRNET.BIAS"]  # legacy's None is a bias
-    backbone = {"type": f"HRNet_W{width}", "align_corners": False}
+    backbone = {"type": f"HRNet_W{width}", "align_corners": False, "padding_same": False}  # padded on both sides
     return {"type": "FCN", "backbone": backbone, "backbone_indices": [-1], "bias": bias is None or bias}
 
 
