@@ -1,1 +1,1 @@
-"""What all projects share: metrics, labels, dataset lists, the embedded data, run files. NumPy and OpenCV only."""
+"""What all projects share: metrics, labels, dataset lists, the toy data, run files. NumPy and OpenCV only."""

@@ -1,4 +1,4 @@
-"""How every command of the repository speaks: one kind of --help; a mistake is one line: what, where, what to do."""
+"""Shared command-line conventions: --help from the module docstring, and every user error on one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 LONGEST_ERROR = 4000  # characters
-LONGEST_NUMBER = 18  # digits of a word: what 64 bits hold
+LONGEST_NUMBER = 18  # digits; longer integers do not fit into 64 bits
 
 
 class UserError(ValueError):
@@ -30,12 +30,12 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 
 def positive(text: str) -> int:
-    """A word of a command that has to be a number from 1."""
+    """argparse type: an integer of at least 1."""
     return _number_from(1, text)
 
 
 def not_negative(text: str) -> int:
-    """A word of a command that has to be a number from 0."""
+    """argparse type: an integer of at least 0."""
     return _number_from(0, text)
 
 
@@ -46,9 +46,9 @@ def _number_from(lowest: int, text: str) -> int:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The words of a command: its help is the module's docstring as it stands, examples included.
+    """An argument parser whose help is the module's docstring, examples included.
 
-    A mistake in the words is one line with the nearest valid name, and status 2.
+    A mistake in the arguments is one line with the nearest valid name, and status 2.
 
     Args:
         description: The module's docstring.

@@ -267,7 +267,7 @@ def _value_error(complaint: str, bad: np.ndarray, allowed: np.ndarray) -> str:
 
 
 def _ranges(values: list[int]) -> str:
-    """Writes sorted integers shortly: [0, 1, 2, 255] -> "0..2, 255"."""
+    """Formats sorted integers as ranges: [0, 1, 2, 255] -> "0..2, 255"."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:

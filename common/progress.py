@@ -1,4 +1,4 @@
-"""How long work says how far it is: a bar with the time left on a terminal, JSON lines where nobody watches.
+"""Progress of long work: a bar with the time left on a terminal, JSON lines elsewhere.
 
 Both go to standard error. Where that is no terminal (a pipe, a batch system, a file) it gets one JSON object per line:
 at most one of progress every 30 s, so that short work is quiet, and one for every event.

@@ -52,7 +52,7 @@ def write_toy_dataset(
     size: tuple[int, int] = (128, 256),
     seed: int = 0,
 ) -> Path:
-    """Writes the embedded data set, or returns at once where it already lies.
+    """Writes the toy data set, or returns at once where it already lies.
 
     `toy_dataset.json` with these arguments is written last; a run that was stopped is completed by the next call.
 

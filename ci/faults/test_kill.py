@@ -200,9 +200,9 @@ def main():
 
 
 @pytest.mark.parametrize("kills", COUNTS)
-def test_drawing_the_embedded_data(kills, tmp_path, tried):
+def test_drawing_the_toy_data(kills, tmp_path, tried):
     """As every train.py does where there is no data: the next call completes what a killed one began."""
-    tried("embedded data drawn: the next call completes it", "common/samples/list_dataset.py", kills)
+    tried("toy data drawn: the next call completes it", "common/samples/list_dataset.py", kills)
     names = iter(range(1000))
 
     def trial():

@@ -1,4 +1,4 @@
-"""The embedded data set: deterministic, in the true file formats, and something to learn from."""
+"""The toy data set: deterministic, in the true file formats, and something to learn from."""
 
 import json
 import shutil

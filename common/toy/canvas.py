@@ -1,4 +1,4 @@
-"""What the embedded data set is drawn with: concepts, a canvas that paints image and labels at once, a camera."""
+"""What the toy data set is drawn with: concepts, a canvas that paints image and labels at once, a camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The instances file of the embedded data set in COCO's layout."""
+"""The instances file of the toy data set in COCO's layout."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def instances_file(sizes: dict[int, tuple[int, int]], annotations: list[dict]) -
         {"supercategory": _block(number), "id": number, "name": name} for name, number in _category_ids().items()
     ]
     return {
-        "info": {"description": "SegRepro embedded data set", "version": "1.0", "year": 2017},
+        "info": {"description": "SegRepro toy data set", "version": "1.0", "year": 2017},
         "licenses": [{"id": 1, "name": "Apache License 2.0", "url": ""}],
         "images": images,
         "annotations": annotations,

@@ -1,4 +1,4 @@
-"""What the embedded data set is written as, besides images: .mat, polygons and run lengths."""
+"""What the toy data set is written as, besides images: .mat, polygons and run lengths."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def layered_regions(values: np.ndarray) -> list[Region]:
     for value in np.unique(values):
         for box, mask in _components(values == value):
             contour = _outer_contour(mask) + box[:2]
-            # One and two pixels are no polygon yet; a point said thrice is.
+            # A polygon needs three points: a contour of one or two pixels repeats its points.
             points = contour.tolist() if len(contour) > 2 else (contour.tolist() * 3)[:3]
             found.append((_filled(mask).sum(), Region(int(value), points)))
     found.sort(key=lambda pair: -pair[0])

@@ -1,4 +1,4 @@
-"""Writes the embedded data set as each data set is published: folders, names, file formats and label values.
+"""Writes the toy data set as each data set is published: folders, names, file formats and label values.
 
 Tables here say which class a `Concept` belongs to in each data set; a concept that is not named has no class there.
 """

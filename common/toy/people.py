@@ -1,4 +1,4 @@
-"""People and animals of the embedded data set, and the two-wheelers that people ride."""
+"""People and animals of the toy data set, and the two-wheelers that people ride."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The street scenes of the embedded data set: how a street is laid out, who is in it, and in which light it is seen."""
+"""The street scenes of the toy data set: how a street is laid out, who is in it, and in which light it is seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands along the streets of the embedded data set: houses, walls, fences, plants, poles with signs and lamps."""
+"""What stands along the streets of the toy data set: houses, walls, fences, plants, poles with signs and lamps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cars, buses, trucks, bicycles and motorcycles of the embedded data set."""
+"""Cars, buses, trucks, bicycles and motorcycles of the toy data set."""
 
 from __future__ import annotations
 

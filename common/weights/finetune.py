@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from common.cli import UserError
 
 Shape = tuple[int, ...]
-_SHOWN = 3  # how many of many names a message has
+_SHOWN = 3  # names shown in an error; the rest become ...
 
 
 def tensors_to_take(

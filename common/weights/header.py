@@ -1,4 +1,4 @@
-"""What a weight file says besides tensors: JSON in its header, read into a dataclass and not believed unseen."""
+"""Metadata in a weight file's header: JSON, validated field by field against a dataclass."""
 
 from __future__ import annotations
 
