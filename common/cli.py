@@ -30,12 +30,12 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 
 def positive(text: str) -> int:
-    """argparse type: an integer of at least 1."""
+    """Type of an option: an integer of at least 1."""
     return _number_from(1, text)
 
 
 def not_negative(text: str) -> int:
-    """argparse type: an integer of at least 0."""
+    """Type of an option: an integer of at least 0."""
     return _number_from(0, text)
 
 
