@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from awesome_pytorch_seg.models.backbones import Backbone
-from awesome_pytorch_seg.models.layers import conv_bn_relu, enlarging_matrix, pool_to_grids, resize
+from awesome_pytorch_seg.models.layers import conv_bn_relu, resize
+from awesome_pytorch_seg.models.pyramid import enlarging_matrix, pool_to_grids
 
 import torch
 import torch.nn.functional as F

@@ -1,9 +1,4 @@
-"""Small parts that several networks are made of, and resizing along one axis written as a matrix.
-
-Average pooling to a fixed number of bins and bilinear enlarging are linear maps along the rows and along the columns.
-As matrices they keep their meaning in an exported graph at every image size, and their order with other linear maps
-may be chosen (see models/pspnet.py).
-"""
+"""Small parts that several networks are made of."""
 
 from __future__ import annotations
 
@@ -61,39 +56,6 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: f
     queries, keys, values = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (query, key, value))
     gathered = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
     return gathered.squeeze(1).transpose(1, 2).reshape(value.shape)
-
-
-def enlarging_matrix(in_size: int, out_size: int, like: torch.Tensor) -> torch.Tensor:
-    """What each of `in_size` inputs contributes to each of `out_size` outputs of `resize` along one axis.
-
-    Returns:
-        (out_size, in_size), of the type and on the device of `like`.
-    """
-    outputs = torch.arange(out_size, device=like.device, dtype=torch.float32).unsqueeze(1)  # (out_size, 1)
-    inputs = torch.arange(in_size, device=like.device, dtype=torch.float32)
-    step = (in_size - 1) / max(out_size - 1, 1)
-    return (1 - (outputs * step - inputs).abs()).clamp(min=0).to(like.dtype)
-
-
-def pool_to_grids(x: torch.Tensor, bins: tuple[int, ...]) -> list[torch.Tensor]:
-    """Adaptive average pooling to grids of n x n bins, for each n. (B, C, H, W) -> tensors (B, C, n, n)."""
-    rows, columns = ([_bin_members(side, n, x) for n in bins] for side in x.shape[2:])
-    members = torch.cat(columns)  # (sum of bins, W)
-    narrow = (x @ members.T) / members.sum(1)  # (B, C, H, sum of bins)
-    parts = zip(rows, narrow.split(bins, dim=3), strict=True)
-    return [(members @ part) / members.sum(1, keepdim=True) for members, part in parts]
-
-
-def _bin_members(size: int, bins: int, like: torch.Tensor) -> torch.Tensor:
-    """Which of `size` inputs each bin averages: floor(i * size / bins) up to ceil((i + 1) * size / bins), excluded.
-
-    Returns:
-        0 and 1, (bins, size), of the type and on the device of `like`.
-    """
-    bin_ids = torch.arange(bins, device=like.device).unsqueeze(1)  # (bins, 1)
-    places = torch.arange(size, device=like.device)
-    inside = (places >= bin_ids * size // bins) & (places < ((bin_ids + 1) * size + bins - 1) // bins)
-    return inside.to(like.dtype)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from awesome_pytorch_seg.models.backbones import Backbone
-from awesome_pytorch_seg.models.layers import conv_bn_relu, enlarging_matrix, fcn_head, pool_to_grids, resize
+from awesome_pytorch_seg.models.layers import conv_bn_relu, fcn_head, resize
+from awesome_pytorch_seg.models.pyramid import conv_over_pyramid, pool_to_grids
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,8 @@ class PyramidPoolingHead(nn.Module):
     """Pyramid pooling and the classifier over it.
 
     The features are averaged over 1, 4, 9 and 36 bins, each grid is reduced to a quarter of the channels and enlarged
-    again, and a 3x3 convolution sees all of it beside the features. Written so, the convolution would do half of its
-    work on enlarged grids of at most 36 different values; `conv_over_pyramid` does that half on the grids themselves.
+    again, and a 3x3 convolution sees all of it beside the features: that is `plain`. `forward` computes the same
+    without enlarging the grids (models/pyramid.py); a test compares the two.
 
     Shapes: (B, in_channels, h, w) -> (B, num_classes, h, w).
     """
@@ -80,43 +81,15 @@ class PyramidPoolingHead(nn.Module):
             nn.Conv2d(mid_channels, num_classes, kernel_size=1),
         )
 
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """Figure 3 of the paper, line by line."""
+        grids = [F.adaptive_avg_pool2d(x, bins) for bins in self.bins]  # (B, in_channels, bins, bins)
+        grids = [branch(grid) for branch, grid in zip(self.branches, grids, strict=True)]
+        enlarged = [resize(grid, x.shape[2:]) for grid in grids]  # (B, in_channels / 4, h, w)
+        joined = torch.cat([x, *enlarged], dim=1)  # (B, 2 * in_channels, h, w)
+        return self.classifier(self.conv(joined))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns logits of the features' size."""
+        """Returns logits of the features' size: those of `plain`, with half of the convolution's work."""
         grids = [branch(grid) for branch, grid in zip(self.branches, pool_to_grids(x, self.bins), strict=True)]
         return self.classifier(conv_over_pyramid(x, grids, self.conv.weight))
-
-
-def conv_over_pyramid(x: torch.Tensor, grids: list[torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
-    """A 3x3 convolution with zero padding over `x` and the grids enlarged to its size, without enlarging them.
-
-    Enlarging is a matrix U along the rows and one along the columns. The tap (dy, dx) of the convolution reads the
-    enlarged grid one row and column off, which is U with its rows moved and a row of zeros where the padding is read.
-    So the taps are applied to the grid as 1x1 convolutions, and the moved matrices, side by side, spread and sum them.
-
-    Args:
-        x: (B, C, h, w).
-        grids: Of (B, c_i, n_i, n_i).
-        weight: (out, C + sum of c_i, 3, 3), input channels in the order of `x` and `grids`.
-
-    Returns:
-        (B, out, h, w).
-    """
-    batch, channels, height, width = x.shape
-    out_channels = weight.shape[0]
-    own_weight, *grid_weights = weight.split([channels, *(grid.shape[1] for grid in grids)], dim=1)
-    rows, columns = [], []
-    for grid, taps in zip(grids, grid_weights, strict=True):
-        bins = grid.shape[-1]
-        one_by_one = taps.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]  # (3 * 3 * out, c_i, 1, 1)
-        moved = F.conv2d(grid, one_by_one).view(batch, 3, 3, out_channels, bins, bins)
-        moved = moved.permute(0, 3, 1, 4, 2, 5).reshape(batch, out_channels, 3 * bins, 3 * bins)  # (dy, row), (dx, col)
-        rows.append(_with_moved(enlarging_matrix(bins, height, grid)) @ moved)  # (B, out, h, 3 * n_i)
-        columns.append(_with_moved(enlarging_matrix(bins, width, grid)))  # (w, 3 * n_i)
-    spread = torch.cat(rows, dim=-1) @ torch.cat(columns, dim=-1).T  # (B, out, h, w)
-    return F.conv2d(x, own_weight, padding=1) + spread
-
-
-def _with_moved(matrix: torch.Tensor) -> torch.Tensor:
-    """Beside each other: the matrix read one row above, in place, and one row below. (n, m) -> (n, 3 * m)."""
-    padded = F.pad(matrix, (0, 0, 1, 1))
-    return torch.cat([padded[:-2], matrix, padded[2:]], dim=1)

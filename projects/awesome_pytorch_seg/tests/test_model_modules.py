@@ -9,9 +9,10 @@ from awesome_pytorch_seg.models.dunet import DUpsampling
 from awesome_pytorch_seg.models.encnet import ContextEncodingModule, Encoding
 from awesome_pytorch_seg.models.fcn import FCN
 from awesome_pytorch_seg.models.icnet import CascadeFeatureFusion, ICNet, add_pyramid
-from awesome_pytorch_seg.models.layers import enlarging_matrix, pool_to_grids, resize
+from awesome_pytorch_seg.models.layers import resize
 from awesome_pytorch_seg.models.ocnet import SelfAttention
-from awesome_pytorch_seg.models.pspnet import PyramidPoolingHead, conv_over_pyramid
+from awesome_pytorch_seg.models.pspnet import PyramidPoolingHead
+from awesome_pytorch_seg.models.pyramid import conv_over_pyramid, enlarging_matrix, pool_to_grids
 
 import numpy as np
 import pytest
@@ -57,14 +58,20 @@ def test_convolution_over_the_pyramid_is_that_over_enlarged_grids(size):
         torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-4, atol=1e-4)
 
 
-def test_pyramid_pooling_head_in_the_papers_order():
-    head = PyramidPoolingHead(16, 4, mid_channels=8).eval()
-    x = torch.randn(2, 16, 11, 14)
-    levels = []
-    for branch, n in zip(head.branches, (1, 2, 3, 6), strict=True):
-        levels.append(resize(branch(F.adaptive_avg_pool2d(x, n)), (11, 14)))
-    expected = head.classifier(head.conv(torch.cat([x, *levels], dim=1)))
-    torch.testing.assert_close(head(x), expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(11, 14), (6, 6), (5, 3)])
+def test_the_pyramid_head_is_the_plain_one(size, training):
+    """Values and gradients, with running statistics and with those of the batch."""
+    head = PyramidPoolingHead(16, 4, mid_channels=8).train(training)
+    head.classifier[2].p = 0.0
+    x = torch.randn(2, 16, *size, requires_grad=True)
+    probe = torch.randn(2, 4, *size)
+    leaves = (x, *head.parameters())
+    plain, ours = head.plain(x), head(x)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=2e-5)
+    expected = torch.autograd.grad((plain * probe).sum(), leaves)
+    for ours_grad, plain_grad in zip(torch.autograd.grad((ours * probe).sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-3, atol=1e-3)
 
 
 def test_aspp_is_the_convolution_over_all_branches():

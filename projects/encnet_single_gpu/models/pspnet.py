@@ -1,4 +1,4 @@
-"""PSPNet: pyramid pooling, computed where it is cheap.
+"""PSPNet: averages over four grids of the feature map, put beside it.
 
 Reference: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 3.2 and figure 3.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from encnet_single_gpu.models.layers import ConvBNReLU
+from encnet_single_gpu.models.pyramid import pool_cells, spread_cells
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,9 @@ BINS = (1, 2, 3, 6)
 class PSPHead(nn.Module):
     """Pools the feature into grids of 1, 2, 3 and 6 cells a side and joins them to it.
 
-    The head is a 3x3 convolution over the concatenation of the feature and the four grids, each reduced to a quarter of
-    the channels and enlarged bilinearly (corners aligned). That convolution is linear, so it is the sum of one over the
-    feature and one per grid. A grid's is computed on its few cells: each cell's product with every place of the kernel,
-    spread over the pixels by how much of the cell each of a pixel's 3x3 neighbours sees. Same function, borders and
-    parameters included, at half of the convolution's work.
-
-    Pooling and spreading are matrix products whose weights follow from the feature's size, so an exported graph is
-    right at every size.
+    Each grid is reduced to a quarter of the channels and enlarged bilinearly (corners aligned), and a 3x3 convolution
+    sees all of it beside the feature: that is `plain`. `forward` computes the same, borders included, without enlarging
+    the grids (models/pyramid.py); a test compares the two.
 
     Shapes: features, the last (B, in, h, w) -> {"logits": (B, num_classes, h, w)}.
     """
@@ -41,8 +37,18 @@ class PSPHead(nn.Module):
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(self.channels, num_classes, 1)
 
+    def plain(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Figure 3 of the paper, line by line."""
+        feature = features[-1]
+        grids = [F.adaptive_avg_pool2d(feature, bins) for bins in BINS]  # (B, in, bins, bins)
+        grids = [reduction(grid) for reduction, grid in zip(self.reductions, grids, strict=True)]
+        size = feature.shape[2:]
+        enlarged = [F.interpolate(grid, size, mode="bilinear", align_corners=True) for grid in grids]  # (B, C, h, w)
+        x = self.conv(torch.cat([feature, *enlarged], dim=1))
+        return {"logits": self.classifier(self.dropout(F.relu(self.bn(x))))}
+
     def forward(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the logits at the feature's size."""
+        """Returns the logits at the feature's size: those of `plain`, with half of the convolution's work."""
         feature = features[-1]
         kernel, *grid_kernels = self.conv.weight.split([self.in_channels] + [self.channels] * len(BINS), dim=1)
         x = F.conv2d(feature, kernel, padding=1)
@@ -51,47 +57,3 @@ class PSPHead(nn.Module):
             x = x + spread_cells(cells, grid_kernel, x.shape[2:])
         x = F.relu(self.bn(x), inplace=True)
         return {"logits": self.classifier(self.dropout(x))}
-
-
-def pool_cells(x: torch.Tensor, bins: int) -> torch.Tensor:
-    """The mean of each cell. (B, C, h, w) -> (B, C, bins, bins).
-
-    Cell i of n reaches from floor(i * size / n) to ceil((i + 1) * size / n), as in adaptive average pooling.
-    """
-    rows, columns = (_cell_weights(size, bins, x) for size in x.shape[2:])
-    return rows @ x @ columns.T  # (bins, h) @ (B, C, h, w) @ (w, bins)
-
-
-def spread_cells(cells: torch.Tensor, kernel: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What a 3x3 convolution with zero padding gives for the cells enlarged to `size`, bilinearly with aligned corners.
-
-    Shapes: cells (B, C, bins, bins), kernel (out, C, 3, 3) -> (B, out, h, w).
-    """
-    products = torch.einsum("bcij,ockl->boikjl", cells, kernel)  # (B, out, bins, 3, bins, 3)
-    products = products.flatten(4, 5).flatten(2, 3)  # (B, out, 3 * bins, 3 * bins)
-    rows, columns = (_neighbour_weights(side, cells.shape[2], products) for side in size)
-    return rows.T @ products @ columns  # (h, 3 * bins) @ ... @ (3 * bins, w)
-
-
-def _cell_weights(size: int, bins: int, like: torch.Tensor) -> torch.Tensor:
-    """(bins, size): 1 / length inside a cell, 0 outside."""
-    cell = torch.arange(bins, device=like.device).unsqueeze(1)
-    first = cell * size // bins
-    end = ((cell + 1) * size + bins - 1) // bins
-    pixel = torch.arange(size, device=like.device)
-    return ((pixel >= first) & (pixel < end)).to(like.dtype) / (end - first)
-
-
-def _neighbour_weights(size: int, bins: int, like: torch.Tensor) -> torch.Tensor:
-    """(3 * bins, size): how much of cell i the neighbour at -1, 0, +1 of each pixel sees; row 3 * i + 1 + offset.
-
-    With aligned corners pixel p lies at p * (bins - 1) / (size - 1) in cells and sees a cell at distance d with 1 - d.
-    Outside the image is the convolution's zero padding.
-    """
-    pixel = torch.arange(size, device=like.device)
-    neighbour = pixel + torch.arange(-1, 2, device=like.device).unsqueeze(1)  # (3, size)
-    inside = (neighbour >= 0) & (neighbour < size)
-    position = neighbour * (bins - 1) / pixel[-1:].clamp(min=1)
-    cell = torch.arange(bins, device=like.device).reshape(bins, 1, 1)
-    seen = (1 - (position - cell).abs()).clamp(min=0) * inside  # (bins, 3, size)
-    return seen.flatten(0, 1).to(like.dtype)

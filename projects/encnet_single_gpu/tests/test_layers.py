@@ -6,7 +6,8 @@ from encnet_single_gpu.models.fpn import FPNHead
 from encnet_single_gpu.models.jpu import JPU
 from encnet_single_gpu.models.layers import ConvBNReLU
 from encnet_single_gpu.models.linknet import LinkNet
-from encnet_single_gpu.models.pspnet import BINS, PSPHead, pool_cells, spread_cells
+from encnet_single_gpu.models.pspnet import BINS, PSPHead
+from encnet_single_gpu.models.pyramid import pool_cells, spread_cells
 from encnet_single_gpu.models.refinenet import ChainedPooling, RefineBlock, ResidualUnit
 from encnet_single_gpu.models.segnet import Pooling, SegNet, SegNetBasic, unpool
 from encnet_single_gpu.models.unet import Up
@@ -116,14 +117,21 @@ def test_pyramid_pooling_is_adaptive_pooling_and_a_convolution_of_the_enlarged_g
         torch.testing.assert_close(spread_cells(cells, kernel, size), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_psp_head_is_the_convolution_of_the_concatenation():
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(9, 11), (6, 6), (4, 2)])
+def test_psp_head_is_the_plain_one(size, training):
+    """Values and gradients, with running statistics and with those of the batch."""
     torch.manual_seed(0)
-    head = randomise(PSPHead((8, 16), 5).double())
-    feature = torch.randn(2, 16, 9, 11, dtype=torch.float64)
-    grids = [reduce(F.adaptive_avg_pool2d(feature, bins)) for bins, reduce in zip(BINS, head.reductions, strict=True)]
-    enlarged = [F.interpolate(grid, size=(9, 11), mode="bilinear", align_corners=True) for grid in grids]
-    x = F.relu(head.bn(head.conv(torch.cat([feature, *enlarged], dim=1))))
-    torch.testing.assert_close(head([feature])["logits"], head.classifier(x), rtol=1e-5, atol=1e-5)
+    head = randomise(PSPHead((8, 16), 5).double()).train(training)
+    head.dropout.p = 0.0
+    feature = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
+    probe = torch.randn(2, 5, *size, dtype=torch.float64)
+    plain, ours = head.plain([feature])["logits"], head([feature])["logits"]
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    leaves = (feature, *head.parameters())
+    expected = torch.autograd.grad((plain * probe).sum(), leaves)
+    for ours_grad, plain_grad in zip(torch.autograd.grad((ours * probe).sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-4, atol=1e-4)
 
 
 def encoded_by_loops(x, codewords, scale):

@@ -9,7 +9,8 @@ from semsegpaddle_glore.models.aux_head import AuxHead
 from semsegpaddle_glore.models.deeplabv3 import ASPPHead
 from semsegpaddle_glore.models.ginet import GINetHead
 from semsegpaddle_glore.models.glore import GloReHead, GloReUnit
-from semsegpaddle_glore.models.pspnet import BINS, PSPHead, pooling_weights
+from semsegpaddle_glore.models.pspnet import BINS, PSPHead
+from semsegpaddle_glore.models.pyramid import pooling_weights
 
 import numpy as np
 import paddle
@@ -174,6 +175,25 @@ def test_pspnet_in_training_is_the_plain_computation_with_batch_statistics():
     assert relative(head(paddle.to_tensor(x))["logits"], expected) < 1e-5
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(10, 7), (6, 6), (3, 4)])
+def test_the_psp_head_is_its_plain_one(size, training):
+    """Values and gradients, with running statistics and with those of the batch."""
+    paddle.seed(3)
+    head = randomised(PSPHead(IN_CHANNELS, CLASSES, 0.0, pyramid_channels=8))
+    head.train() if training else head.eval()
+    x = paddle.randn([4, IN_CHANNELS, *size])
+    probe = paddle.randn([4, CLASSES, *size])
+    found = []
+    for compute in (head.plain, head):
+        logits = compute(x)["logits"]
+        (logits * probe).sum().backward()
+        found.append([logits.numpy(), *(p.grad.numpy() for p in head.parameters() if not p.stop_gradient)])
+        head.clear_gradients()
+    for plain, ours in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-4 * max(np.abs(plain).max(), 1), rtol=0)
+
+
 def test_ginets_presence_is_the_plain_computation():
     head = build("ginet")
     head.reduce.eval()
@@ -188,7 +208,7 @@ def test_ginets_presence_is_the_plain_computation():
 
 @pytest.mark.parametrize("size", [(6, 12), (7, 5)])
 def test_pooling_weights_are_means_of_cells(size):
-    weights = pooling_weights(*size).numpy()
+    weights = pooling_weights(BINS, *size).numpy()
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
     x = np.random.default_rng(5).standard_normal((1, 3, *size)).astype(np.float32)
     expected = torch.cat([F.adaptive_avg_pool2d(torch.from_numpy(x), bins).flatten(2) for bins in BINS], 2)
