@@ -80,7 +80,7 @@ def test_a_network_of_the_same_classes_takes_all_and_goes_on_with_its_loss(data,
     assert float(run.train[0]["loss"]) == pytest.approx(expected["loss"], rel=1e-6)
     assert run.env["finetune_sha256"] == sha256_of(trained)
     assert run.env.get("backbone_weights_sha256") is None
-    assert read_run(trained.parent).env["finetune_sha256"] is None
+    assert read_run(trained.parent).env.get("finetune_sha256") is None
 
 
 def test_a_finetuned_run_is_resumed_without_the_file_it_started_from(data, trained, tmp_path):
