@@ -33,6 +33,7 @@ class ModelConfig:
     backbone_weights: str | None = key(
         "ImageNet weights of the backbone: a file (.safetensors, .pth), or package (of pip); null: random weights"
     )
+    variant: str | None = key("which published code, where they differ; null: the network's first", default=None)
     finetune: str | None = key(
         "start from a checkpoint of train.py, of these or other classes; null: not", default=None
     )
@@ -53,9 +54,15 @@ class AugmentConfig:
     )
     scales: tuple[float, float] = key("range of the random factor on both sides", "papers")
     rotation_degrees: float = key("random rotation by up to so many degrees, either way", "papers")
-    blur_probability: float = key("of a Gaussian blur, its radius U[0, 1] pixels", "PSPNet, section 5.1")
+    blur_probability: float = key("of a Gaussian blur, see transforms", "PyTorch-Encoding, hszhao")
     crop_size: tuple[int, int] = key(
         "pixels of a training image; what is smaller is padded and ignored", "the original"
+    )
+    transforms: Literal["encoding", "semseg"] = key(
+        "encoding: flip first, each image rotated, blur of radius U[0, 1], padding at a random side, areas; "
+        "semseg: flip after the blur, every second image rotated, blur of 5x5, padding on both sides, bilinear",
+        "PyTorch-Encoding, hszhao",
+        default="encoding",
     )
 
     def __post_init__(self) -> None:
@@ -78,6 +85,11 @@ class LossConfig:
         "hszhao 0.4, EncNet's code 0.2, U-Net++ counts its depths alike",
     )
     se_weight: float = key("of the SE-loss, where the network has it", "EncNet's code")
+    divide_by: Literal["weights", "pixels"] = key(
+        "with class weights: the weight of all labelled pixels, or their number",
+        "SegNet's Caffe: pixels",
+        default="weights",
+    )
 
     def __post_init__(self) -> None:
         least = min(self.class_weights or (0,)) if self.class_weights != () else -1

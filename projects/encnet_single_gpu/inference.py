@@ -48,7 +48,8 @@ def load_network(weights: str | os.PathLike, class_names: tuple[str, ...] | None
         UserError: The checkpoint is missing, damaged, or made for other classes.
     """
     state, config = read_experiment(weights)
-    model = build_model(config.model.name, config.model.backbone, len(class_names or state.class_names))
+    classes = len(class_names or state.class_names)
+    model = build_model(config.model.name, config.model.backbone, classes, config.model.variant)
     load_evaluated(weights, model, class_names or state.class_names)
     return model.eval()
 

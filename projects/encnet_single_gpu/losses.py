@@ -55,14 +55,15 @@ def se_loss(presence: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 class SegmentationLoss(nn.Module):
     """The sum that is trained: cross entropy + aux_weight * (that of each auxiliary output) + se_weight * SE-loss.
 
-    Cross entropies are means over valid pixels, each counted with the weight of its class; the SE-loss is a mean over
-    classes and over images with a valid pixel.
+    Cross entropies are sums over valid pixels of weight times loss, divided by the sum of those weights, or by the
+    number of those pixels (`divide_by`); the SE-loss is a mean over classes and over images with a valid pixel.
     """
 
     def __init__(self, config: LossConfig):
         super().__init__()
         self.aux_weight = config.aux_weight
         self.se_weight = config.se_weight
+        self.divide_by = config.divide_by
         weights = None if config.class_weights is None else torch.tensor(config.class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -73,7 +74,7 @@ class SegmentationLoss(nn.Module):
         gradients then add up to those of the one big batch, however unevenly the ignored pixels lie.
         """
         valid = label != IGNORE
-        if self.class_weights is None:
+        if self.class_weights is None or self.divide_by == "pixels":
             pixels = valid.sum()
         else:
             pixels = (self.class_weights.to(label.device)[label.where(valid, 0)] * valid).sum()

@@ -75,7 +75,7 @@ class Trainer:
         self.labels = self.train_set.labels
         torch.manual_seed(config.train.seed)
         self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = build_model(config.model.name, config.model.backbone, self.labels.num_classes)
+        model = build_model(config.model.name, config.model.backbone, self.labels.num_classes, config.model.variant)
         if config.model.backbone_weights and plan.checkpoint is None:
             if not hasattr(model, "backbone"):
                 raise UserError(f"{config.model.name} has no backbone: leave --backbone-weights out")

@@ -43,6 +43,8 @@ class Backbone(nn.Module):
         name: One of `BACKBONES`.
         output_stride: 8, 16 or 32. Below 32 the last stages keep their size and their convolutions are dilated so that
             each sees what it saw.
+        first_block_dilated: Whether the first block of a ResNet's dilated stage looks as far as its others, as in
+            hszhao/semseg; else it keeps the dilation of the stage before, as in torchvision and PyTorch-Encoding.
         weights: A local file of ImageNet weights, as timm or torchvision publish them for that name
             (`.safetensors`, `.pth`, `.bin`), or "package" for those of a pip package; None starts from random weights.
 
@@ -56,7 +58,9 @@ class Backbone(nn.Module):
         UserError: Unknown name or output stride; a weight file that does not fit.
     """
 
-    def __init__(self, name: str, output_stride: int = 32, weights: str | None = None):
+    def __init__(
+        self, name: str, output_stride: int = 32, weights: str | None = None, first_block_dilated: bool = False
+    ):
         super().__init__()
         if name not in BACKBONES:
             raise UserError(f"unknown backbone '{name}': {did_you_mean(name, list(BACKBONES))}")
@@ -66,6 +70,8 @@ class Backbone(nn.Module):
         if weights is not None:
             load_imagenet_weights(network, weight_file(weights, name))
         stem, stages, self.channels = _cut(name, network)
+        if first_block_dilated:
+            _dilate_first_blocks(name, stages)
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.strides = tuple(min(stride, output_stride) for stride in STAGE_STRIDES)
@@ -195,6 +201,15 @@ def _dilate(network: nn.Module, output_stride: int) -> None:
                     setattr(owner, child_name, nn.Identity())
                 else:
                     stride *= 2
+
+
+def _dilate_first_blocks(name: str, stages: list[nn.Module]) -> None:
+    if name not in (*RESNETS, "resnet50_half"):
+        raise UserError(f"backbone '{name}' has no first blocks to dilate: take a ResNet, or leave the variant out")
+    for stage in stages:
+        conv = stage[0].conv2 if isinstance(stage[0], Bottleneck) else stage[0].conv1
+        if conv.stride == (1, 1):
+            conv.dilation = conv.padding = stage[-1].conv2.dilation
 
 
 def _cut(name: str, network: nn.Module) -> tuple[nn.Module, list[nn.Module], tuple[int, ...]]:

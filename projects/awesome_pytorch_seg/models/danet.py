@@ -10,9 +10,12 @@ from typing import Any
 
 from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import attend, conv_bn_relu, resize
+from common.cli import UserError
 
 import torch
 from torch import nn
+
+MULTI_DILATION = (4, 8, 16)
 
 
 class DANet(nn.Module):
@@ -23,11 +26,17 @@ class DANet(nn.Module):
         backbone: A ResNet.
         output_stride: Of the features that attend; 8 in the paper.
         backbone_weights: A local file of ImageNet weights, or None.
+        variant: "plain", or "multi_grid": the last stage's blocks at dilations 4, 8 and 16, as the published networks
+            have it (`--multi-grid --multi-dilation 4 8 16`); at output stride 8.
 
     Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" and "aux", those of
         the position and of the channel branch, whose losses the official code adds with weight 1.
 
-    Reference: figure 2. With a `resnet..s` backbone the parameters are those of the official code.
+    Reference: figure 2. With a `resnet..s` backbone the parameters are those of the official code; the published
+        networks have multi-grid and, with the 7x7 stem, `resnet101`.
+
+    Raises:
+        UserError: Multi-grid at another output stride, or on a backbone whose last stage has not three blocks.
     """
 
     def __init__(
@@ -36,9 +45,12 @@ class DANet(nn.Module):
         backbone: str = "resnet50",
         output_stride: int = 8,
         backbone_weights: str | None = None,
+        variant: str = "plain",
     ):
         super().__init__()
         self.backbone = Backbone(backbone, output_stride, backbone_weights)
+        if variant == "multi_grid":
+            _dilate_last_stage(self.backbone.stages[-1], output_stride)
         in_channels = self.backbone.channels[-1]
         channels = in_channels // 4
         self.position_branch = nn.Sequential(
@@ -61,6 +73,13 @@ class DANet(nn.Module):
             return logits
         aux = (resize(self.position_head(position), size), resize(self.channel_head(channel), size))
         return {"logits": logits, "aux": aux}
+
+
+def _dilate_last_stage(stage: nn.Sequential, output_stride: int) -> None:
+    if output_stride != 8 or len(stage) != len(MULTI_DILATION):
+        raise UserError("variant 'multi_grid' of danet is one of ResNet-50 and deeper at output stride 8: take these")
+    for block, dilation in zip(stage, MULTI_DILATION, strict=True):
+        block.conv2.dilation = block.conv2.padding = (dilation, dilation)
 
 
 class PositionAttention(nn.Module):

@@ -30,8 +30,11 @@ class DeepLabV3(nn.Module):
     Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: section 3.3, with multi-grid (1, 2, 4) in the last stage of ResNets of bottleneck blocks.
-    Deviation: none from the paper. torchvision, PyTorch-Encoding and the original of this project put one more 3x3
-        convolution before the classifier (590 336 parameters with its normalisation) and train with an auxiliary head.
+    Deviation: dropout of 0.1 before the classifier, from the published code; normalisation statistics move by 0.1 a
+        step (paper: 0.0003); the first block of the last stages keeps the dilation of the stage before (see
+        `Backbone`); trained at stride 8 by default (paper: at 16, then at 8 with normalisation frozen). torchvision,
+        PyTorch-Encoding and the original of this project put one more 3x3 convolution before the classifier (590 336
+        parameters with its normalisation) and train with an auxiliary head.
     """
 
     def __init__(

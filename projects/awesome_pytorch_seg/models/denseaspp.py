@@ -10,6 +10,7 @@ from awesome_pytorch_seg.models.backbones import Backbone
 from awesome_pytorch_seg.models.layers import resize
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 RATES = (3, 6, 12, 18, 24)
@@ -36,7 +37,8 @@ class DenseASPP(nn.Module):
     Reference: section 3.2 (figure 3). As in the official code, the DenseNet is followed by one more transition, which
         halves its channels.
     Deviation: no bias in convolutions that are followed by a normalisation, where it changes nothing; normalisation
-        statistics move by PyTorch's 0.1 per step (official code: 0.0003 in the blocks); aligned corners.
+        statistics move by PyTorch's 0.1 per step (official code: 0.0003 in the blocks); PyTorch's random weights
+        (there: drawn as He et al. do, uniformly).
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class DenseASPP(nn.Module):
         feat = self.transition(self.backbone(images)[-1])
         if self.enlarges:
             feat = resize(feat, (2 * feat.shape[2], 2 * feat.shape[3]))
+        feat = F.relu(feat)  # once for all, as the first block's ReLU does in place in the official code
         for block in self.blocks:
             feat = torch.cat([block(feat), feat], dim=1)
         logits = resize(self.classifier(feat), images.shape[2:])
@@ -75,14 +78,13 @@ class DenseASPP(nn.Module):
 def _dense_aspp_block(
     in_channels: int, inner_channels: int, out_channels: int, rate: int, normalise_first: bool
 ) -> nn.Sequential:
-    """Normalisation (but for the first block, whose input comes normalised), ReLU, 1x1; the same, dilated 3x3; dropout.
+    """Normalisation and ReLU (but for the first block, whose input has had both), 1x1; the same, dilated 3x3; dropout.
 
     Shapes: (B, in_channels, h, w) -> (B, out_channels, h, w).
     """
-    first = [nn.BatchNorm2d(in_channels)] if normalise_first else []
+    first = [nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)] if normalise_first else []
     return nn.Sequential(
         *first,
-        nn.ReLU(),
         nn.Conv2d(in_channels, inner_channels, kernel_size=1, bias=False),
         nn.BatchNorm2d(inner_channels),
         nn.ReLU(inplace=True),

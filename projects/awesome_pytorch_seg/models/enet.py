@@ -75,7 +75,7 @@ class ENet(nn.Module):
             up4 = self.stage4(self.up4(feat8, places4, feat4.shape[2:]))  # (B, 64, H/4, W/4)
             up2 = self.stage5(self.up5(up4, places2, feat2.shape[2:]))  # (B, 16, H/2, W/2)
             logits = self.classifier(up2)  # (B, num_classes, H, W), sides rounded up to even ones
-            if logits.shape[2:] != images.shape[2:]:
+            if torch.compiler.is_compiling() or logits.shape[2:] != images.shape[2:]:  # exported: any size
                 logits = logits[..., : images.shape[2], : images.shape[3]]
         return {"logits": logits} if self.training else logits
 
@@ -167,7 +167,7 @@ class DownsamplingBottleneck(nn.Module):
         main, places = F.max_pool2d(x, kernel_size=2, ceil_mode=True, return_indices=True)
         main = F.pad(main, (0, 0, 0, 0, 0, self.extra_channels))  # (B, out, H/2, W/2)
         odd_rows, odd_columns = x.shape[2] % 2, x.shape[3] % 2
-        if odd_rows or odd_columns:
+        if torch.compiler.is_compiling() or odd_rows or odd_columns:  # an exported graph takes any size
             x = F.pad(x, (0, odd_columns, 0, odd_rows))
         return self.activation(main + self.branch(x)), places
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 FC_CHANNELS = 4096
+STRIDE = 32  # of the coarsest scores
 
 
 class FCN(nn.Module):
@@ -26,13 +27,16 @@ class FCN(nn.Module):
             from it too, all but the last (section 4.1).
         stride: Of the finest scores: 32, 16 (with pool4) or 8 (with pool4 and pool3).
 
-    Shapes: images (B, 3, H, W), any H, W >= 32 -> logits (B, num_classes, H, W); in training a dict of "logits".
+    Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits".
 
     Reference: section 4.1 and 4.2; the scores start at 0 (section 4.3).
     Deviation: the 7x7 convolution is padded by 3 to keep its size, in place of padding the image by 100 and cropping
-        the scores. Enlarging is bilinear and fixed, as in the official code (its transposed convolutions have learning
+        the scores; sides that are no multiples of 32 are padded to the next, and cropped likewise. Enlarging is
+        bilinear and fixed, as in the official code (its transposed convolutions have learning
         rate 0); the paper lets the inner ones learn. All layers are trained at once, without the official "at once"
-        networks' factors 0.01 and 0.0001 on pool4 and pool3. The original of this project replaces both fully connected
+        networks' factors 0.01 and 0.0001 on pool4 and pool3. The head, of which the two 4096-wide layers start from
+        ImageNet weights too, learns at `optimizer.head_lr_factor` times the backbone's rate, 10 in configs/default.yaml
+        (official code: one rate, twice as much for biases). The original of this project replaces both fully connected
         layers by one 3x3 convolution to 128 channels: 15.3 instead of 134.3 million parameters.
     """
 
@@ -58,11 +62,14 @@ class FCN(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Returns logits; in training a dict, see the class."""
+        height, width = images.shape[2:]
+        # As zeros around the image in the official code: every score then stands for 32x32 pixels of the grid.
+        images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
         _, pool3, pool4, pool5 = self.backbone(images)
         scores = self.decode_head(pool5)
         for skip, feat in zip(self.skips, (pool4, pool3), strict=False):  # FCN-16s ends with pool4
             scores = _enlarged(scores, feat.shape[2:]) + skip(feat)
-        logits = _enlarged(scores, images.shape[2:])
+        logits = _enlarged(scores, images.shape[2:])[..., :height, :width]
         return {"logits": logits} if self.training else logits
 
     def _load_fully_connected(self, path: str) -> None:
@@ -84,5 +91,5 @@ def _scores(in_channels: int, num_classes: int) -> nn.Conv2d:
 
 
 def _enlarged(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear between pixel centres, which is what the official transposed convolutions compute away from borders."""
+    """Bilinear between pixel centres by a whole factor: the official transposed convolutions, away from borders."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -25,13 +25,15 @@ class PSPNet(nn.Module):
         backbone: A ResNet.
         output_stride: Of the features that are pooled; 8 in the paper.
         backbone_weights: A local file of ImageNet weights, or None.
+        variant: "encoding" or "semseg", see Deviation.
 
     Shapes: images (B, 3, H, W) -> logits (B, num_classes, H, W); in training a dict of "logits" and "aux", a tuple of
         one of that shape, from the third stage.
 
     Reference: sections 3.2 to 4. With a `resnet..s` backbone the parameters are those of hszhao/semseg.
-    Deviation: in the first block of a dilated stage the 3x3 convolution keeps the stage before's dilation (timm; with
-        it, weights of the undilated network mean the same), where hszhao/semseg dilates it too.
+    Deviation: in the first block of a dilated stage the 3x3 convolution keeps the stage before's dilation (timm and
+        PyTorch-Encoding; with it, weights of the undilated network mean the same). hszhao/semseg dilates it too, as
+        variant "semseg" does: with equal weights that moves the logits by 40 % of the largest.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class PSPNet(nn.Module):
         backbone: str = "resnet50",
         output_stride: int = 8,
         backbone_weights: str | None = None,
+        variant: str = "encoding",
     ):
         super().__init__()
-        self.backbone = Backbone(backbone, output_stride, backbone_weights)
+        self.backbone = Backbone(backbone, output_stride, backbone_weights, first_block_dilated=variant == "semseg")
         *_, channels3, channels4 = self.backbone.channels
         self.decode_head = PyramidPoolingHead(channels4, num_classes)
         self.aux_head = fcn_head(channels3, channels3 // 4, num_classes)

@@ -5,19 +5,26 @@ from awesome_pytorch_seg.models import build_model
 from awesome_pytorch_seg.models.bisenet import AttentionRefinementModule, FeatureFusionModule
 from awesome_pytorch_seg.models.danet import ChannelAttention, PositionAttention
 from awesome_pytorch_seg.models.deeplabv3 import AtrousSpatialPyramidPooling
+from awesome_pytorch_seg.models.denseaspp import DenseASPP
 from awesome_pytorch_seg.models.dunet import DUpsampling
 from awesome_pytorch_seg.models.encnet import ContextEncodingModule, Encoding
 from awesome_pytorch_seg.models.fcn import FCN
 from awesome_pytorch_seg.models.icnet import CascadeFeatureFusion, ICNet, add_pyramid
 from awesome_pytorch_seg.models.layers import resize
 from awesome_pytorch_seg.models.ocnet import SelfAttention
+<<<<<<< HEAD
 from awesome_pytorch_seg.models.pspnet import PyramidPoolingHead
 from awesome_pytorch_seg.models.pyramid import conv_over_pyramid, enlarging_matrix, pool_to_grids
+=======
+from awesome_pytorch_seg.models.pspnet import PyramidPoolingHead, conv_over_pyramid
+from common.cli import UserError
+>>>>>>> b17f632 (Networks as published where codes differ: DenseASPP's shared ReLU, FCN's grid, DANet's multi-grid, PSPNet's first blocks, FPN's corners; SegNet-Basic's and PSPNet's recipes as their authors')
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +307,75 @@ def test_fcn8s_sums_scores_from_coarse_to_fine(monkeypatch):
         scores = twice(twice(model.decode_head(pool5)) + model.skips[0](pool4)) + model.skips[1](pool3)
         expected = F.interpolate(scores, scale_factor=8, mode="bilinear", align_corners=False)
         torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_fcns_grid_is_of_32_pixels_at_every_size(monkeypatch, stride):
+    """Scores that grow by 1 a cell give logits that grow by 1/32 a pixel, also where the image ends within a cell."""
+    monkeypatch.setattr("awesome_pytorch_seg.models.fcn.FC_CHANNELS", 8)
+    model = FCN(1, stride=stride).eval()
+    ramp = torch.arange(4.0).repeat(1, 1, 2, 1)  # 2 x 4 cells
+    monkeypatch.setattr(model, "decode_head", RampOf(ramp))
+    with torch.no_grad():
+        logits = model(torch.randn(1, 3, 45, 100))
+    assert logits.shape == (1, 1, 45, 100)
+    expected = ((torch.arange(100) + 0.5) / 32 - 0.5).clamp(0, 3)
+    inner = slice(32, 100)  # at the left border several steps hold the first value longer than one
+    torch.testing.assert_close(logits[0, 0, 20, inner], expected[inner], rtol=0, atol=1e-5)
+
+
+class RampOf(nn.Module):
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, features):
+        assert features.shape[2:] == self.values.shape[2:]
+        return self.values
+
+
+def test_denseaspp_shares_a_rectified_feature():
+    """As the official in-place ReLU: every block and the classifier see relu(transition), by hand for two blocks."""
+    torch.manual_seed(0)
+    model = DenseASPP(2, "densenet121").eval()
+    seen = {}
+    model.classifier.register_forward_pre_hook(lambda _layer, inputs: seen.update(feat=inputs[0]))
+    with torch.no_grad():
+        images = torch.randn(1, 3, 32, 32)
+        model(images)
+        shared = F.relu(model.transition(model.backbone(images)[-1]))
+        assert float(model.transition(model.backbone(images)[-1]).min()) < 0
+        channels = shared.shape[1]
+        torch.testing.assert_close(seen["feat"][:, -channels:], shared)
+        conv, norm, _, dilated, _ = model.blocks[0]
+        growth = dilated(F.relu(norm(conv(shared))))
+        torch.testing.assert_close(seen["feat"][:, -channels - growth.shape[1] : -channels], growth)
+
+
+def dilations(stage):
+    return [block.conv2.dilation[0] for block in stage]
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "third", "fourth"),
+    [
+        ("pspnet", "encoding", [1, 2, 2, 2, 2, 2], [2, 4, 4]),
+        ("pspnet", "semseg", [2] * 6, [4, 4, 4]),
+        ("danet", "plain", [1, 2, 2, 2, 2, 2], [2, 4, 4]),
+        ("danet", "multi_grid", [1, 2, 2, 2, 2, 2], [4, 8, 16]),
+    ],
+)
+def test_dilations_are_those_of_the_published_codes(name, variant, third, fourth):
+    stages = build_model(name, "resnet50", 2, variant=variant).backbone.stages
+    assert (dilations(stages[2]), dilations(stages[3])) == (third, fourth)
+    assert all(block.conv2.padding == block.conv2.dilation for stage in stages for block in stage)
+
+
+def test_variants_that_a_backbone_cannot_have_are_refused():
+    with pytest.raises(UserError, match="backbone 'efficientnet_lite0' has no first blocks to dilate"):
+        build_model("pspnet", "efficientnet_lite0", 2, variant="semseg")
+    with pytest.raises(UserError, match="'multi_grid' of danet is one of ResNet-50 and deeper at output stride 8"):
+        build_model("danet", "resnet50", 2, output_stride=16, variant="multi_grid")
 
 
 def test_fcn_enlarging_is_the_papers_transposed_convolution_inside():

@@ -20,6 +20,8 @@ def augment(
 
     `fill` is the colour of what is padded or rotated in; its label is ignored.
     """
+    if config.transforms == "semseg":
+        return augment_as_semseg(image, label, config, fill, rng)
     image = jitter_color(image, *rng.uniform(1 - config.color_jitter, 1 + config.color_jitter, 3))
     if rng.random() < config.flip_probability:
         image, label = image[:, ::-1], label[:, ::-1]
@@ -29,6 +31,39 @@ def augment(
     if rng.random() < config.blur_probability:
         image = blur(image, rng.random())
     return random_crop(image, label, config.crop_size, fill, rng)
+
+
+def augment_as_semseg(
+    image: np.ndarray, label: np.ndarray, config: AugmentConfig, fill: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`augment` with the steps of PSPNet's author: scale, rotation of every second image, 5x5 blur, flip, crop.
+
+    Reference: github hszhao/semseg, util/transform.py and tool/train.py.
+    Deviation: labels are resized by the nearest pixel centre, where its OpenCV call picks the pixel above and left.
+    """
+    image = jitter_color(image, *rng.uniform(1 - config.color_jitter, 1 + config.color_jitter, 3))
+    image, label = random_scale(image, label, config, rng, cv2.INTER_LINEAR)
+    if rng.random() < 0.5:
+        angle = rng.uniform(-config.rotation_degrees, config.rotation_degrees)
+        image, label = rotate(image, label, angle, fill)
+    if rng.random() < config.blur_probability:
+        image = cv2.GaussianBlur(image, (5, 5), 0)  # a standard deviation of 1.1 pixels
+    if rng.random() < config.flip_probability:
+        image, label = image[:, ::-1], label[:, ::-1]
+    image, label = pad_both_sides(image, label, config.crop_size, fill)
+    return random_crop(image, label, config.crop_size, fill, rng)
+
+
+def pad_both_sides(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts what is smaller than `size` in the middle of padding, the odd pixel below or to the right."""
+    lacking = [max(wanted - length, 0) for wanted, length in zip(size, label.shape, strict=True)]
+    border = [part for both in lacking for part in (both // 2, both - both // 2)]
+    if any(border):
+        image = cv2.copyMakeBorder(np.ascontiguousarray(image), *border, cv2.BORDER_CONSTANT, value=fill)
+        label = cv2.copyMakeBorder(np.ascontiguousarray(label), *border, cv2.BORDER_CONSTANT, value=IGNORE)
+    return image, label
 
 
 def jitter_color(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
@@ -42,22 +77,28 @@ def jitter_color(image: np.ndarray, brightness: float, contrast: float, saturati
 
 
 def random_scale(
-    image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
+    image: np.ndarray,
+    label: np.ndarray,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    shrinking: int = cv2.INTER_AREA,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes so that the longer side is U[`scales`] times `base_size`, or times its own length."""
     height, width = label.shape
     scale = rng.uniform(*config.scales)
     if config.base_size is not None:
         scale *= config.base_size / max(height, width)
-    return resize_pair(image, label, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return resize_pair(image, label, (max(1, round(height * scale)), max(1, round(width * scale))), shrinking)
 
 
-def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def resize_pair(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], shrinking: int = cv2.INTER_AREA
+) -> tuple[np.ndarray, np.ndarray]:
     """Resizes image and label to (height, width); the label by nearest neighbour."""
     height, width = size
     if label.shape == (height, width):
         return image, label
-    interpolation = cv2.INTER_AREA if height < label.shape[0] else cv2.INTER_LINEAR
+    interpolation = shrinking if height < label.shape[0] else cv2.INTER_LINEAR
     image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
     label = cv2.resize(np.ascontiguousarray(label), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return image, label

@@ -48,6 +48,13 @@ WHOLE = {
 }
 
 
+# Networks that two published codes build differently: the default first, then what the other needs (see README).
+VARIANTS = {
+    "pspnet": {"encoding": {}, "semseg": {"first_block_dilated": True}},
+    "fpn": {"aligned": {}, "detectron2": {"align_corners": False}},
+}
+
+
 def model_names() -> list[str]:
     """The networks that `build_model` knows."""
     return [*HEADS, *MIRRORED, *WHOLE]
@@ -60,7 +67,9 @@ def backbone_names(name: str) -> tuple[str, ...]:
     return () if name in WHOLE else (*RESNETS, *LITES)
 
 
-def build_model(name: str, backbone: str | None = None, num_classes: int = 150) -> nn.Module:
+def build_model(
+    name: str, backbone: str | None = None, num_classes: int = 150, variant: str | None = None
+) -> nn.Module:
     """Builds a network with random weights. What lies under its `backbone`, if it has one, can be pretrained.
 
     Shapes: images (B, 3, H, W), any H, W >= 65 ->
@@ -72,16 +81,22 @@ def build_model(name: str, backbone: str | None = None, num_classes: int = 150) 
         name: One of `model_names()`.
         backbone: None is the network's own: resnet50 for decode heads, resnet18 for linknet, vgg16_bn for segnet.
         num_classes: Number of classes.
+        variant: One of the network's `VARIANTS`; None is its first.
 
     Raises:
-        UserError: Unknown name, or a backbone that the network cannot have.
+        UserError: Unknown name, or a backbone or variant that the network cannot have.
     """
+    changes = _changes(name, backbone, variant)
     if name in HEADS:
         head, output_stride, aux = HEADS[name]
         backbone = backbone or "resnet50"
-        network = (EfficientNetLite if backbone in LITES else ResNet)(backbone, output_stride)
+        if backbone in LITES:
+            network = EfficientNetLite(backbone, output_stride)
+        else:
+            network = ResNet(backbone, output_stride, changes.pop("first_block_dilated", False))
         aux_head = FCNHead(network.out_channels[:-1], num_classes) if aux else None
-        return Segmentor(network, head(network.out_channels, num_classes), aux_head)
+        decode_head = head(network.out_channels, num_classes, **changes)
+        return Segmentor(network, decode_head, aux_head, **changes)
     if name in MIRRORED:
         build, backbones = MIRRORED[name]
         backbone = backbone or backbones[0]
@@ -93,3 +108,22 @@ def build_model(name: str, backbone: str | None = None, num_classes: int = 150) 
             raise UserError(f"network '{name}' has no separate backbone, so no '{backbone}': leave backbone out")
         return WHOLE[name](num_classes)
     raise UserError(f"unknown network '{name}': {did_you_mean(name, model_names())}")
+
+
+def _changes(name: str, backbone: str | None, variant: str | None) -> dict[str, bool]:
+    """What a network's variant is built with.
+
+    Raises:
+        UserError: A variant that the network does not have, or not with this backbone.
+    """
+    if variant is None:
+        return {}
+    variants = VARIANTS.get(name, {})
+    if variant not in variants:
+        valid = did_you_mean(variant, list(variants)) if variants else "leave it out, there is only one"
+        raise UserError(f"network '{name}' has no variant '{variant}': {valid}")
+    if "first_block_dilated" in variants[variant] and backbone in LITES:
+        raise UserError(
+            f"network '{name}' has its variant '{variant}' on ResNets alone, not on {backbone}: leave it out"
+        )
+    return dict(variants[variant])

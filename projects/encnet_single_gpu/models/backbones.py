@@ -82,7 +82,8 @@ class ResNet(nn.Module):
     """A ResNet without its classifier, with random weights.
 
     Where a stage's stride would exceed `output_stride`, the stage keeps its resolution and its 3x3 convolutions, from
-    its second block on, look twice as far; its first block still looks as far as the stage before.
+    its second block on, look twice as far; its first block still looks as far as the stage before, unless
+    `first_block_dilated`.
 
     Shapes: images (B, 3, H, W) -> five features: after the first pooling at stride 4, and after each stage at strides
     4, 8, 16 and 32 (none above `output_stride`); sides are rounded up. `out_channels` are their channels.
@@ -90,14 +91,15 @@ class ResNet(nn.Module):
     Args:
         name: A key of `RESNETS`.
         output_stride: 8, 16 or 32.
+        first_block_dilated: Whether the first block of a dilated stage looks as far as the others.
 
     Raises:
         UserError: Unknown name.
 
-    Reference: dilations as in torchvision and PyTorch-Encoding.
+    Reference: dilations as in torchvision and PyTorch-Encoding; hszhao/semseg dilates the first blocks too.
     """
 
-    def __init__(self, name: str, output_stride: int = 32):
+    def __init__(self, name: str, output_stride: int = 32, first_block_dilated: bool = False):
         super().__init__()
         if name not in RESNETS:
             raise UserError(f"unknown backbone '{name}': {did_you_mean(name, list(RESNETS))}")
@@ -111,6 +113,7 @@ class ResNet(nn.Module):
             step, first_dilation = 1 if index == 0 else 2, dilation
             if stride * step > output_stride:
                 step, dilation = 1, dilation * 2
+                first_dilation = dilation if first_block_dilated else first_dilation
             stride *= step
             blocks = [block(self.out_channels[index], width, step, first_dilation, dilation)]
             blocks += [block(width * block.expansion, width, 1, dilation, dilation) for _ in range(depth - 1)]

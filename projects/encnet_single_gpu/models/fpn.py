@@ -22,10 +22,19 @@ class FPNHead(nn.Module):
     """Top-down pyramid over strides 4 to 32; each level is brought to stride 4 in steps of two, the sum is classified.
 
     Shapes: five features as `ResNet` gives them -> {"logits": (B, num_classes, H/4, W/4)}.
+
+    Args:
+        in_channels: Of the features.
+        num_classes: Number of classes.
+        align_corners: How levels are enlarged. detectron2, whose numbers are published, has False.
+
+    Deviation: corners are aligned unless told otherwise, as in the other networks here. With equal weights it moves the
+        logits by 29 % of the largest and another class wins in 13 % of the pixels.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int):
+    def __init__(self, in_channels: Sequence[int], num_classes: int, align_corners: bool = True):
         super().__init__()
+        self.align_corners = align_corners
         self.laterals = nn.ModuleList(nn.Conv2d(count, PYRAMID_CHANNELS, 1) for count in in_channels[1:])
         self.outputs = nn.ModuleList(
             nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1) for _ in in_channels[1:]
@@ -45,7 +54,7 @@ class FPNHead(nn.Module):
         for level in range(1, len(pyramid)):
             x = pyramid[level]
             for step, block in enumerate(self.levels[level]):
-                x = resize(block(x), sizes[level - 1 - step])
+                x = resize(block(x), sizes[level - 1 - step], self.align_corners)
             total = total + x
         return {"logits": self.classifier(total)}
 

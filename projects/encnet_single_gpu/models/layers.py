@@ -27,13 +27,13 @@ class ConvBNReLU(nn.Sequential):
         )
 
 
-def resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear with aligned corners. (B, C, h, w) -> (B, C, H, W).
+def resize(x: torch.Tensor, size: tuple[int, int], align_corners: bool = True) -> torch.Tensor:
+    """Bilinear, with aligned corners unless told otherwise. (B, C, h, w) -> (B, C, H, W).
 
     Corners are aligned as in the code that most papers here published: hszhao/semseg, PyTorch-Encoding, FastFCN,
     DeepLab.
     """
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def global_mean(x: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,17 @@ import dataclasses
 from common.samples.roots import open_list
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.data.dataset import train_batches
-from encnet_single_gpu.data.transforms import augment, blur, jitter_color, normalize, random_scale, rotate
+from encnet_single_gpu.data.transforms import (
+    augment,
+    blur,
+    jitter_color,
+    normalize,
+    pad_both_sides,
+    random_scale,
+    rotate,
+)
 
+import cv2
 import numpy as np
 from encnet_runs import write_data
 
@@ -112,3 +121,46 @@ def test_batches_follow_from_seed_and_step(tmp_path):
     images, label, indices = whole[0]
     assert (images.shape, images.dtype) == ((2, 3, 40, 48), np.float32)
     assert (label.shape, label.dtype, indices.shape) == ((2, 40, 48), np.int64, (2,))
+
+
+class Draws:
+    """A generator whose draws are given."""
+
+    def __init__(self, uniform, random, integers):
+        self.draws = {"uniform": list(uniform), "random": list(random), "integers": list(integers)}
+
+    def uniform(self, low, high, size=None):
+        return np.ones(3) if size == 3 else self.draws["uniform"].pop(0)
+
+    def random(self):
+        return self.draws["random"].pop(0)
+
+    def integers(self, end):
+        return min(self.draws["integers"].pop(0), end - 1)
+
+
+def test_semsegs_steps_by_opencv():
+    """hszhao/semseg: scale (bilinear), rotation of every second image, blur 5x5, flip, padding on both sides, crop."""
+    image, label = random_image(60, 80)
+    config = settings(transforms="semseg", base_size=None, crop_size=(64, 40), rotation_degrees=10.0)
+    config = dataclasses.replace(config, blur_probability=0.5, color_jitter=0.0)
+    rng = Draws(uniform=[0.75, 6.0], random=[0.4, 0.4, 0.4], integers=[0, 7])
+    got, got_label = augment(image, label, config, FILL, rng)
+    image = cv2.resize(image, (60, 45), interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label, (60, 45), interpolation=cv2.INTER_NEAREST_EXACT)
+    image, label = rotate(image, label, 6.0, FILL)
+    image = cv2.GaussianBlur(image, (5, 5), 0)[:, ::-1]
+    padded = np.full((64, 60, 3), FILL, np.uint8)
+    padded_label = np.full((64, 60), 255, np.uint8)
+    padded[9:54], padded_label[9:54] = image, label[:, ::-1]  # 19 rows are lacking: 9 above, 10 below
+    np.testing.assert_array_equal(got, padded[:, 7:47])
+    np.testing.assert_array_equal(got_label, padded_label[:, 7:47])
+    unturned = Draws(uniform=[1.0], random=[0.5, 0.5, 0.5], integers=[0, 0])  # neither rotated, blurred nor mirrored
+    same, _ = augment(*random_image(64, 40), config, FILL, unturned)
+    np.testing.assert_array_equal(same, random_image(64, 40)[0])
+
+
+def test_padding_on_both_sides():
+    image, label = pad_both_sides(*random_image(4, 3), (4, 6), FILL)
+    assert label[0].tolist() == [255, *random_image(4, 3)[1][0].tolist(), 255, 255]
+    assert image.shape == (4, 6, 3)

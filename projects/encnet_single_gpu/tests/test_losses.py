@@ -33,6 +33,13 @@ def test_cross_entropy_by_hand():
     assert (total, count) == (pytest.approx(sum(LOSSES)), 3)
 
 
+def test_divided_by_the_number_of_pixels():
+    """As SegNet's Caffe divides, and as ChainerCV does."""
+    config = LossConfig(class_weights=(2.0, 5.0), aux_weight=0.4, se_weight=0.2, divide_by="pixels")
+    total, _ = SegmentationLoss(config)({"logits": LOGITS}, LABEL)
+    assert float(total) == pytest.approx((5 * LOSSES[0] + 2 * LOSSES[1] + 5 * LOSSES[2]) / 3)
+
+
 def test_parts_are_weighted_and_added():
     even = torch.zeros(1, 2, 1, 4)  # log(2) in every pixel
     presence = torch.tensor([[math.log(3), 0.0]])  # probabilities 3/4 and 1/2, both classes are present

@@ -7,6 +7,7 @@ from encnet_single_gpu.models.jpu import JPU
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -162,3 +163,35 @@ def test_he_initialisation():
     conv = build_model("segnet_basic", num_classes=11).encoders[1][0]
     assert float(conv.weight.detach().std()) == pytest.approx(math.sqrt(2 / (64 * 49)), rel=0.01)
     assert float(conv.bias.detach().abs().sum()) == 0
+
+
+def test_variants_of_published_codes():
+    dilations = {}
+    for variant in ("encoding", "semseg"):
+        backbone = build_model("pspnet", "resnet50", 2, variant).backbone
+        dilations[variant] = [[b.conv2.dilation[0] for b in stage] for stage in (backbone.layer3, backbone.layer4)]
+    assert dilations == {"encoding": [[1, 2, 2, 2, 2, 2], [2, 4, 4]], "semseg": [[2] * 6, [4, 4, 4]]}
+    with pytest.raises(UserError, match="network 'fpn' has no variant 'detectron': did you mean 'detectron2'"):
+        build_model("fpn", variant="detectron")
+    with pytest.raises(UserError, match="network 'unet' has no variant 'encoding': leave it out"):
+        build_model("unet", variant="encoding")
+    with pytest.raises(UserError, match="'semseg' on ResNets alone, not on efficientnet_lite0"):
+        build_model("pspnet", "efficientnet_lite0", variant="semseg")
+
+
+def test_detectron2s_fpn_by_functions():
+    """Unaligned enlarging by 2 after each block, sums at stride 4, unaligned enlarging by 4 (SemSegFPNHead)."""
+    torch.manual_seed(0)
+    model = build_model("fpn", "resnet18", 3, "detectron2").eval()
+    images = torch.randn(1, 3, 64, 96)
+    twice = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # noqa: E731
+    with torch.no_grad():
+        head = model.decode_head
+        total = 0
+        for level, feature in enumerate(head.pyramid(model.backbone(images)[1:])):
+            for block in head.levels[level]:
+                feature = block(feature)
+                feature = twice(feature) if level else feature
+            total = total + feature
+        expected = F.interpolate(head.classifier(total), scale_factor=4, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(model(images), expected)
