@@ -12,13 +12,9 @@ from awesome_pytorch_seg.models.fcn import FCN
 from awesome_pytorch_seg.models.icnet import CascadeFeatureFusion, ICNet, add_pyramid
 from awesome_pytorch_seg.models.layers import resize
 from awesome_pytorch_seg.models.ocnet import SelfAttention
-<<<<<<< HEAD
 from awesome_pytorch_seg.models.pspnet import PyramidPoolingHead
 from awesome_pytorch_seg.models.pyramid import conv_over_pyramid, enlarging_matrix, pool_to_grids
-=======
-from awesome_pytorch_seg.models.pspnet import PyramidPoolingHead, conv_over_pyramid
 from common.cli import UserError
->>>>>>> b17f632 (Networks as published where codes differ: DenseASPP's shared ReLU, FCN's grid, DANet's multi-grid, PSPNet's first blocks, FPN's corners; SegNet-Basic's and PSPNet's recipes as their authors')
 
 import numpy as np
 import pytest
