@@ -42,7 +42,7 @@ class TinyNet(nn.Module):
         )
 
 
-def build_tiny(name, backbone=None, num_classes=150):
+def build_tiny(name, backbone=None, num_classes=150, variant=None):
     return TinyNet(num_classes)
 
 

@@ -365,7 +365,9 @@ def test_an_image_alone_in_batch_normalisation_is_refused_before_the_start(data,
         def forward(self, images):
             return {"logits": self.head(images).expand(-1, -1, *images.shape[2:])}
 
-    monkeypatch.setattr("encnet_single_gpu.train.build_model", lambda name, backbone, num_classes: Pooled(num_classes))
+    monkeypatch.setattr(
+        "encnet_single_gpu.train.build_model", lambda name, backbone, num_classes, variant: Pooled(num_classes)
+    )
     message = (
         r"batch normalisation 'head.2' would see one value per channel \(input \[1, 150, 1, 1\]\): give a --batch-size"
     )
