@@ -10,6 +10,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from common.cli import UserError
 from common.labels import IGNORE
@@ -110,19 +111,27 @@ class BatchLoader:
             threads.stop()
 
     def _finished(self, batch: list[tuple[int, Future]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        samples = []
+        pairs, samples = self.stream.dataset.pairs, []
         for position, future in batch:
-            try:
-                samples.append(future.result(self.HANGS_AFTER))
-            except TimeoutError:
-                if future.done():  # the error is the sample's own
-                    raise
-                image = self.stream.dataset.pairs[self.stream.pair_index(position)].image
-                raise UserError(
-                    f"{image} or its label: not read in {self.HANGS_AFTER:g} seconds: is the disk or network drive "
-                    f"still there? see to it, then go on with --resume"
-                ) from None
+            samples.append(arrived(future, f"{pairs[self.stream.pair_index(position)].image} or its label"))
         return _stack(samples)
+
+
+def arrived(future: Future, what: str) -> Any:
+    """The result of reading a file in a thread.
+
+    Raises:
+        UserError: It has not come after `BatchLoader.HANGS_AFTER` seconds; and what the reading raised.
+    """
+    try:
+        return future.result(BatchLoader.HANGS_AFTER)
+    except TimeoutError:
+        if future.done():  # the error is the reading's own
+            raise
+        raise UserError(
+            f"{what}: not read in {BatchLoader.HANGS_AFTER:g} seconds: is the disk or network drive still there? see "
+            f"to it, then go on with --resume"
+        ) from None
 
 
 class ValidPixels:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from common.cli import UserError
 from common.images.read import read_size
+from common.lists.scan import count_values
 from common.machine.parallel import Threads
 from common.progress import track
 from common.samples.list_dataset import ListDataset
-from common.samples.stream import BatchLoader
+from common.samples.stream import arrived
 
 import numpy as np
 
-SAMPLED = 64
-"""Labels that are looked at, evenly spaced over the list."""
+SAMPLED, SAMPLED_PIXELS = 64, 2**26
+"""Labels that are looked at, evenly spaced over the list: no more than have so many pixels together."""
 
 _THREADS = 4  # reading waits for the disk more than it computes
 _SHOWN = 6
@@ -56,33 +58,31 @@ def survey(dataset: ListDataset) -> Survey:
     Raises:
         UserError: A file cannot be read, or a label holds values that are no class.
     """
-    count = len(dataset)
-    indices = sorted({index * count // min(SAMPLED, count) for index in range(min(SAMPLED, count))})
-    sizes = list(_in_threads(read_size, [pair.image for pair in dataset.pairs]))
-    seen = np.zeros(256, bool)
-    for ids in _in_threads(dataset.label, indices):
-        seen[np.unique(ids)] = True
+    sizes = list(_in_threads(read_size, [pair.image for pair in dataset.pairs], dataset))
+    count, largest = len(dataset), max(height * width for height, width in sizes)
+    sampled = min(count, SAMPLED, max(1, SAMPLED_PIXELS // largest))
+    indices = [index * count // sampled for index in range(sampled)]
+    seen: set[int] = set().union(*_in_threads(partial(_classes_in, dataset), indices, dataset))
     by_area = sorted(sizes, key=lambda size: size[0] * size[1])
     names = dataset.labels.class_names
-    absent = tuple(name for train_id, name in enumerate(names) if not seen[train_id])
+    absent = tuple(name for train_id, name in enumerate(names) if train_id not in seen)
     return Survey(count, by_area[0], by_area[-1], len(indices), absent)
 
 
-def _in_threads(function: Callable, arguments: Sequence) -> Iterator:
+def _classes_in(dataset: ListDataset, index: int) -> set[int]:
+    """The train ids of classes in one label."""
+    counts = count_values(dataset.label(index))
+    return set(np.flatnonzero(counts[: dataset.labels.num_classes]).tolist())
+
+
+def _in_threads(function: Callable, arguments: Sequence, dataset: ListDataset) -> Iterator:
     """The results in order; a call that hangs, as on a network drive that is gone, is given up as in training."""
     threads = Threads(_THREADS)
     try:
         calls = [threads.submit(function, argument) for argument in arguments]
-        for argument, call in zip(arguments, calls, strict=True):
-            try:
-                yield call.result(BatchLoader.HANGS_AFTER)
-            except TimeoutError:
-                if call.done():  # the error is the file's own
-                    raise
-                patience = f"{BatchLoader.HANGS_AFTER:g} seconds"
-                raise UserError(
-                    f"{argument}: not read in {patience}: is the disk or network drive still there?"
-                ) from None
+        for argument, call in track(list(zip(arguments, calls, strict=True)), "looking at data", "file", keep=False):
+            path = dataset.pairs[argument].label if isinstance(argument, int) else argument
+            yield arrived(call, str(path))
     finally:
         threads.stop()
 
@@ -106,7 +106,7 @@ def _require_two_classes(dataset: ListDataset, indices: Iterable[int]) -> None:
     seen: set[int] = set()
     names = dataset.labels.class_names
     for index in track(indices, "looking for a second class", "label", keep=False):
-        seen |= set(np.unique(dataset.label(index)).tolist()) & set(range(len(names)))
+        seen |= _classes_in(dataset, index)
         if len(seen) > 1:
             return
     alone = names[seen.pop()] if seen else None

@@ -1,6 +1,10 @@
+import threading
+
 from common.cli import UserError
 from common.labels import load_custom
+from common.samples import survey as surveying
 from common.samples.list_dataset import ListDataset
+from common.samples.stream import BatchLoader
 from common.samples.survey import Survey, survey, survey_for_training
 
 import cv2
@@ -61,3 +65,22 @@ def test_a_wrong_value_is_named_before_the_training(tmp_path):
     val = listed(tmp_path, [[0, 1]] * 2 + [[0, 9]], "val")
     with pytest.raises(UserError, match=r"val2_l\.png: not label values of 'mine': 9"):
         survey_for_training(val, val)
+
+
+def test_large_labels_are_fewer(tmp_path, monkeypatch):
+    monkeypatch.setattr(surveying, "SAMPLED_PIXELS", 3 * 8 * 8)
+    found = survey(listed(tmp_path, [[0, 1, 2, 3], [0], [0], [1], [1], [1], [2], [2], [2]], sizes=((8, 8),)))
+    assert (found.sampled, found.absent) == (3, ())
+    assert survey(listed(tmp_path / "b", [[0], [1]], sizes=((40, 50),))).sampled == 1  # one at least
+
+
+def test_a_file_that_never_arrives_ends_the_look(tmp_path, monkeypatch):
+    train = listed(tmp_path, [[0, 1], [0, 1]])
+    hanging, real = train.pairs[1].image, surveying.read_size
+    monkeypatch.setattr(
+        surveying, "read_size", lambda path: threading.Event().wait() if path == hanging else real(path)
+    )
+    monkeypatch.setattr(BatchLoader, "HANGS_AFTER", 0.2)
+    monkeypatch.setattr("common.machine.parallel.Threads.PATIENCE", 0.1)
+    with pytest.raises(UserError, match=r"train1\.png: not read in 0\.2 seconds"):
+        survey(train)
