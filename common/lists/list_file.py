@@ -23,6 +23,7 @@ from common.files import atomic_write
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "space": " "}
 _SPELLINGS = {",": ",", "\t": "\t", "\\t": "\t", "|": "|", " ": " ", **SEPARATORS}
 _SHOWN = 3  # how many of many files a message names
+_BETWEEN = ("\t", ",", "|")  # what is told apart from a blank in a path
 _LONGEST = 10_000  # characters of a line: systems know no paths of half of that
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -202,6 +203,8 @@ def _split(lines: list[tuple[int, str]], folders: FolderListing, path: str | os.
         paths = tuple(_tidy(part) for part in split(text))
         more = count == 1 and not folders.holds(paths[0]) and max(len(split(text)) for split in _SPLITTERS) > 1
         if len(paths) != count or more or not all(paths):
+            if text.rstrip(" \r")[-1:] in _BETWEEN:
+                raise UserError(f"{path}, line {number}: '{text.strip()[:120]}' ends with a separator: take it away")
             like = f", unlike line {first_number}" if number != first_number else ""
             raise UserError(
                 f"{path}, line {number}: '{text.strip()[:120]}' is not {_KINDS[count]}{like}; all lines need the "

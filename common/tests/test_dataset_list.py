@@ -156,7 +156,7 @@ def test_a_list_of_images_alone(tmp_path):
         ),
         ("images/plain.png\nimages/plain.png,labels/plain.png\n", r"line 2: .* is not one image, unlike line 1"),
         ("images/plain.png,labels/plain.png,3\n", r"line 1: .* is not one image; all lines"),
-        ("images/plain.png,\n", r"line 1: 'images/plain.png,' is not an image and its label"),
+        ("images/plain.png,\n", r"line 1: 'images/plain.png,' ends with a separator"),
         ("images/plain.png,labels/plain.png\na,b,c\n", r"line 2: 'a,b,c' is not an image"),
     ],
 )
@@ -593,3 +593,15 @@ def test_an_empty_cell_of_a_table_is_named(tmp_path):
     (tmp_path / "pairs.csv").write_text("image,label,split\nimages/train/a.png,,train\n")
     with pytest.raises(UserError, match=r"pairs\.csv, line 2: no label: fill the cell"):
         find_pairs("custom", tmp_path, csv_file=tmp_path / "pairs.csv")
+
+
+@pytest.mark.parametrize("separator", [",", "|", "\t"])
+@pytest.mark.parametrize("line", [1, 2])
+def test_a_separator_at_the_end_of_a_line_is_named(separator, line, tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    lines = [f"a.png{separator}b.png", f"c.png{separator}d.png"]
+    lines[line - 1] += separator
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=rf"train\.txt, line {line}: .*ends with a separator.*take it away"):
+        read_list(tmp_path / "train.txt")
