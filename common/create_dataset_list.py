@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import CommandParser, UserError, did_you_mean, run_command
-from common.dataset_list import make_lists
 from common.files import atomic_write
 from common.labels import LabelSet, label_set, load_custom, names
 from common.lists.check import check_lists
 from common.lists.layouts import LAYOUTS, FoundPairs, find_pairs, layout_of
 from common.lists.list_file import SEPARATORS, Pair, read_list
+from common.lists.make import make_lists
 from common.lists.scan import LabelStats, label_stats
 
 import numpy as np

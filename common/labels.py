@@ -13,13 +13,13 @@ Without `ids` the files hold train ids.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.cli import UserError, did_you_mean, shown
+from common.cli import UserError, did_you_mean, few, shown
 from common.config.strict_yaml import load_yaml
 
 import cv2
@@ -148,6 +148,22 @@ def label_set(name: str) -> LabelSet:
     if name in ("cityscapes", "cityscapes_trainids"):
         return _cityscapes(name)
     return load_custom(_data_file(name))
+
+
+def labels_of_format(name: str, sets: Sequence[str], class_names: tuple[str, ...]) -> LabelSet:
+    """The label set, one of `sets`, in whose values `--format NAME` is written.
+
+    Raises:
+        UserError: The network has other classes.
+    """
+    for labels in map(label_set, sets):
+        if labels.class_names == class_names:
+            return labels
+    needed = label_set(sets[0])
+    raise UserError(
+        f"--format {name} needs weights with the {needed.num_classes} classes of {needed.name}; these have "
+        f"{len(class_names)} ({few(class_names)}): use --format ids"
+    )
 
 
 class RawLabel(NamedTuple):

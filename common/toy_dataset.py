@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import CommandParser, UserError, did_you_mean, run_command
-from common.dataset_list import make_lists
 from common.files import atomic_write
+from common.lists.make import make_lists
 from common.toy.layouts import WRITERS, Plan
 
 import filelock

@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.cli import UserError, few
+from common.cli import UserError
 from common.files import atomic_write, files_below
 from common.images.encode import jpeg_bytes, palette_png_bytes, png_bytes
 from common.images.read import IMAGE_SUFFIXES, read_image, read_size
-from common.labels import LabelSet, label_set
 from common.progress import track
 
 import numpy as np
@@ -50,7 +49,14 @@ class Predictor(Protocol):
         """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W)."""
 
 
-def predict(predictor: Predictor, jobs: Sequence[Job], labels: LabelSet | None = None, ending: str = ".png") -> None:
+class FileValues(Protocol):
+    """A label set (`common.labels.LabelSet`): what a label file holds for each train id."""
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Uint8 train ids (H, W) -> uint8 file values (H, W)."""
+
+
+def predict(predictor: Predictor, jobs: Sequence[Job], labels: FileValues | None = None, ending: str = ".png") -> None:
     """Predicts image by image and writes the results.
 
     Args:
@@ -80,22 +86,6 @@ def predict(predictor: Predictor, jobs: Sequence[Job], labels: LabelSet | None =
 def by_stem(image: Path) -> str:
     """The beginning of the names of an image's results: its own name without suffix."""
     return image.stem
-
-
-def labels_of_format(name: str, sets: Sequence[str], class_names: tuple[str, ...]) -> LabelSet:
-    """The label set, one of `sets`, in whose values `--format NAME` is written.
-
-    Raises:
-        UserError: The network has other classes.
-    """
-    for labels in map(label_set, sets):
-        if labels.class_names == class_names:
-            return labels
-    needed = label_set(sets[0])
-    raise UserError(
-        f"--format {name} needs weights with the {needed.num_classes} classes of {needed.name}; these have "
-        f"{len(class_names)} ({few(class_names)}): use --format ids"
-    )
 
 
 def find_jobs(

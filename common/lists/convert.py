@@ -30,7 +30,7 @@ from common.lists.layouts import (
     cityscapes_images,
     cityscapes_label,
     coco_labels,
-    find_root,
+    folder_of,
     label_kind,
     list_files,
     refuse_second,
@@ -87,7 +87,7 @@ def convert_labels(
         "voc_aug": _plan_voc_aug,
         "coco": _plan_coco,
     }
-    kind, folder = label_kind(dataset, labels), find_root(dataset, root)
+    kind, folder = label_kind(dataset, labels), folder_of(dataset, root)
     if dataset == "custom":
         tasks = _plan_custom(folder, classes)
     elif dataset in planners:

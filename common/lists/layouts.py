@@ -86,7 +86,7 @@ def find_pairs(
         found = FoundPairs(Path(root) if root is not None else Path(csv_file).parent)
         _find_csv(found, Path(csv_file))
     else:
-        found = FoundPairs(find_root(dataset, root))
+        found = FoundPairs(folder_of(dataset, root))
         layout.find(found, kind)
     if not any(found.lists.values()):
         raise UserError(f"no pairs of image and label under {found.root}; {dataset} has {layout.expected}")
@@ -112,7 +112,7 @@ def label_kind(dataset: str, labels: str | None) -> str:
     return labels
 
 
-def find_root(dataset: str, root: str | os.PathLike | None = None) -> Path:
+def folder_of(dataset: str, root: str | os.PathLike | None = None) -> Path:
     """Returns the folder of a data set: the given one, or the first of its default folders that exists.
 
     Raises:

@@ -11,13 +11,12 @@ from common.images.outputs import (
     cityscapes_name,
     find_jobs,
     images_in,
-    labels_of_format,
     predict,
     require_cityscapes_size,
     write_ids,
 )
 from common.images.read import read_image, read_label
-from common.labels import label_set
+from common.labels import label_set, labels_of_format
 
 import cv2
 import numpy as np

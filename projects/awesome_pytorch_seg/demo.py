@@ -44,10 +44,10 @@ from common.images.outputs import (
     by_stem,
     cityscapes_name,
     find_jobs,
-    labels_of_format,
     predict,
     require_cityscapes_size,
 )
+from common.labels import labels_of_format
 from common.samples.list_dataset import require_sides
 
 import numpy as np

@@ -29,10 +29,10 @@ from common.images.outputs import (
     by_stem,
     cityscapes_name,
     find_jobs,
-    labels_of_format,
     predict,
     require_cityscapes_size,
 )
+from common.labels import labels_of_format
 from common.samples.list_dataset import require_sides
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.devices import require_gpu

@@ -6,8 +6,7 @@ from awesome_pytorch_seg.data.transforms import normalize
 from awesome_pytorch_seg.demo import FORMATS, main, split_name
 from common.cli import UserError
 from common.config.typed import config_to_text
-from common.images.outputs import labels_of_format
-from common.labels import cityscapes_raw_labels, label_set, load_custom
+from common.labels import cityscapes_raw_labels, label_set, labels_of_format, load_custom
 
 import cv2
 import numpy as np
