@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.cli import UserError
-from common.weights.pdparams import load_without_code
+from common.weights.pdparams import is_paddle_file, load_without_code
 from common.weights.wrappers import plain_names, unwrap
 
 import numpy as np
@@ -180,10 +180,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_paddle(path: Path) -> dict[str, Any]:
     """A dictionary that `paddle.save` wrote; the parameters of an exported model have the same suffix .pdiparams."""
-    with open(path, "rb") as stream:
-        is_pickle = stream.read(1) == b"\x80"
-    if path.suffix == ".pdiparams" and not is_pickle:
-        raise UserError(f"{path}: the parameters of an exported model, without names: give what paddle.save wrote")
+    is_paddle_file(path)  # refuses the parameters of an exported model
     content = load_without_code(path)
     is_wrapped = any(isinstance(value, dict) for name, value in content.items() if name != _NAME_TABLE)
     # Entries that are no arrays, Paddle's table of parameter names, are left out.

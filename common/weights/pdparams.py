@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
@@ -48,6 +49,22 @@ def read_pdparams(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: See `load_without_code`.
     """
     return {name: value for name, value in load_without_code(path).items() if isinstance(value, np.ndarray)}
+
+
+def is_paddle_file(path: str | os.PathLike) -> bool:
+    """Whether a weight file is one of `paddle.save`: by its suffix .pdparams, else by its content, if it is there.
+
+    Raises:
+        UserError: The parameters of an exported model, which have the suffix .pdiparams and no names.
+    """
+    path = Path(path)
+    if path.suffix in (".pdparams", ".safetensors") or not path.is_file():
+        return path.suffix == ".pdparams"
+    with open(path, "rb") as stream:
+        is_pickle = stream.read(1) == b"\x80"
+    if path.suffix == ".pdiparams" and not is_pickle:
+        raise UserError(f"{path}: the parameters of an exported model, without names: give what paddle.save wrote")
+    return is_pickle
 
 
 def load_without_code(path: str | os.PathLike) -> dict[str, Any]:

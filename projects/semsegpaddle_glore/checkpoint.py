@@ -20,7 +20,7 @@ from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
 from common.weights.package import package_of, read_package
-from common.weights.pdparams import read_pdparams
+from common.weights.pdparams import is_paddle_file, read_pdparams
 from semsegpaddle_glore.config import Config
 from semsegpaddle_glore.models.backbones.efficientnet_lite import from_torch_names
 
@@ -141,7 +141,7 @@ def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
     path = Path(path)
     if package_of(path) is not None:
         tensors = from_torch_names(read_package(path))
-    elif path.suffix == ".pdparams":
+    elif is_paddle_file(path):
         tensors = read_pdparams(path)
     else:
         tensors = read_tensors(path)

@@ -18,7 +18,7 @@ from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
 from common.weights.header import header_from_json, require_classes
-from common.weights.pdparams import read_pdparams
+from common.weights.pdparams import is_paddle_file, read_pdparams
 
 import numpy as np
 import paddle
@@ -120,7 +120,7 @@ def load_backbone(path: str | os.PathLike, backbone: nn.Layer) -> None:
         UserError: The file cannot be read, or lacks a tensor of the backbone.
     """
     path = Path(path)
-    tensors = read_pdparams(path) if path.suffix == ".pdparams" else _tensors(path, "")
+    tensors = read_pdparams(path) if is_paddle_file(path) else _tensors(path, "")
     tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
     wanted = backbone.state_dict()
     prefix = "backbone." if any(name.startswith("backbone.") for name in tensors) else ""

@@ -187,7 +187,13 @@ def test_a_crafted_pickle_leaves_no_mark(tmp_path):
     assert mark.exists()
 
 
-@pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
+def test_the_parameters_of_an_exported_model_are_named(tmp_path):
+    (tmp_path / "model.pdiparams").write_bytes(bytes(64))
+    with pytest.raises(UserError, match=r"model\.pdiparams: the parameters of an exported model, without names"):
+        load_backbone(tmp_path / "model.pdiparams", build_backbone("resnet18"))
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".pdiparams", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_backbone_weights_load_whole_or_not_at_all(tmp_path, suffix, prefix):
     paddle.seed(1)
@@ -195,7 +201,7 @@ def test_backbone_weights_load_whole_or_not_at_all(tmp_path, suffix, prefix):
     path = tmp_path / f"w{suffix}"
 
     def write(tensors):
-        if suffix == ".pdparams":
+        if suffix != ".safetensors":
             paddle.save({prefix + k: v for k, v in tensors.items()}, str(path))
         else:
             safetensors.numpy.save_file({prefix + k: v.numpy() for k, v in tensors.items()}, path)
