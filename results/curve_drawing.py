@@ -23,7 +23,7 @@ Spec = dict[str, Any]
 
 
 def curve_spec(row: TableRow) -> Spec | None:
-    """What the image of a row shows, as plain values; None for a row without a curve."""
+    """The content of a row's image as plain values; None for a row without a curve."""
     if not any(len(series.evaluations) > 1 for series in row.series):
         return None
     lines = lines_of(row)
@@ -54,7 +54,7 @@ def lines_of(row: TableRow, before: str = "") -> list[dict[str, Any]]:
 
 
 def overlay_spec(overlay: Overlay, rows: Sequence[TableRow]) -> Spec | None:
-    """What the image of several rows shows; None unless each of them has a curve."""
+    """The content of an image of several rows; None unless each of them has a curve."""
     by_name: dict[str, TableRow] = {}
     for row in rows:
         if row.kind == "photographs" and "~" not in row.row_id:

@@ -1,4 +1,4 @@
-"""What published training logs show early on: `expected_logs.csv`, a row for each recipe of ours that has such a log.
+"""`expected_logs.csv`: early losses of published training logs, a row for each recipe of ours that has such a log.
 
 Columns: `project` and `config` name our recipe, `code` the program whose log it is. `at_100` and `at_1000` are the loss
 after about so many iterations, `then` is what else the log shows early; they are blank where the log does not show it.
@@ -19,7 +19,7 @@ COLUMNS = ("project", "config", "code", "at_100", "at_1000", "then", "differs", 
 
 @dataclass(frozen=True)
 class FirstHour:
-    """What a published log of a recipe shows early on."""
+    """The start of a published log."""
 
     project: str
     config: str

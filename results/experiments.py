@@ -73,7 +73,7 @@ class Reference:
         split: What it was measured on.
         source: Where it stands.
         from_memory: Nobody has looked it up.
-        pretrained: "ImageNet", "none"..., or "" where the source is no row of paper_numbers.csv.
+        pretrained: "ImageNet", "none"..., or "" where the number is not in paper_numbers.csv.
         measured_as: The protocol of ours that is the same, or None.
         why: Why none is.
         note: What else differs.
@@ -194,7 +194,7 @@ def references_of(experiment: Experiment, numbers: tuple[Row, ...] | None = None
     """The published numbers of an experiment.
 
     Raises:
-        UserError: A number is not in paper_numbers.csv, or it is neither comparable nor said why not.
+        UserError: A number is not in paper_numbers.csv, or neither measured_as nor why is given.
     """
     numbers = read_numbers() if numbers is None else numbers
     return tuple(_resolved(entry, experiment, numbers) for entry in experiment.references)

@@ -1,9 +1,9 @@
-"""Makes the page's images of a run: a few validation images of the embedded data, with label and prediction.
+"""Makes the page's images of a run: a few validation images of the toy data, with label and prediction.
 
     python results/make_panels.py projects/stdc_seg/output/quickstart_s0_20261121_3c5f26a
 
 The folder is the one that training left, with best.safetensors in it; the run must be recorded (record.py). The
-project's own predict.py or demo.py predicts. The images go to results/panels/<project>/<run>/. Only the embedded data
+project's own predict.py or demo.py predicts. The images go to results/panels/<project>/<run>/. Only the toy data
 is shown: images of other data sets are not ours to publish.
 """
 
@@ -32,7 +32,7 @@ LONGEST_SIDE = 320  # pixels in the page
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = CommandParser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder with best.safetensors")
     args = parser.parse_args()
@@ -44,14 +44,14 @@ def make_panels(folder: Path, root: Path) -> list[Path]:
     """Predicts and writes the images of the run in `folder`; returns their paths.
 
     Raises:
-        UserError: The run is not recorded, not of the embedded data, or its weights are missing.
+        UserError: The run is not recorded, not of toy data, or its weights are missing.
     """
     run = read_recorded(folder)
     weights = folder / "best.safetensors"
     if not weights.is_file():
         raise UserError(f"{weights} is missing: give the folder that training left")
     if run.env["scope"] != "smoke":
-        raise UserError(f"{folder}: scope {run.env['scope']}: only runs of the embedded data are shown")
+        raise UserError(f"{folder}: scope {run.env['scope']}: only runs of toy data are shown")
     if not (root / "results" / "runs" / run.project / run.name).is_dir():
         raise UserError(f"{run.name} is not in results/runs/{run.project}: record it first (results/record.py)")
     labels = labels_of(run.env["dataset"])
@@ -66,7 +66,7 @@ def make_panels(folder: Path, root: Path) -> list[Path]:
 
 
 def labels_of(dataset: str) -> LabelSet:
-    """The classes of the embedded data as env.json names it: "toy" (Cityscapes' form) or "toy_<label set>"."""
+    """The classes of the toy data as env.json names it: "toy" (Cityscapes' form) or "toy_<label set>"."""
     return label_set("cityscapes" if dataset == "toy" else dataset.removeprefix("toy_"))
 
 

@@ -39,7 +39,7 @@ AT_ONCE = 4  # curves that a process draws before it hands them over
 
 @dataclass(frozen=True)
 class Products:
-    """What belongs into the repository: texts and images by path, and READMEs that lack the marks."""
+    """The generated files: texts and images by path, and READMEs that lack the marks."""
 
     texts: dict[Path, str]
     curves: dict[Path, Spec]
@@ -163,11 +163,11 @@ def _check_weights(folder: Path, superseded: Mapping[str, str]) -> None:
             raise UserError(f"{path}: weights of a superseded run (experiments.yaml): remove the file")
 
 
-def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """The command; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Runs the command; returns the exit status."""
     parser = CommandParser(__doc__)
     parser.add_argument("--check", action="store_true", help="find stale files, write nothing")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     products = build(root)
     if args.check:
         lines = stale_files(root, products)

@@ -62,7 +62,7 @@ class Notes:
 
 
 def anchor(run: RecordedRun) -> str:
-    """What GitHub calls the heading of a run on its project's page."""
+    """The anchor that GitHub gives a run's heading on its project's page."""
     return re.sub(r"[^a-z0-9_-]", "", run.name.lower())
 
 

@@ -51,7 +51,7 @@ def build_page(rows: Sequence[TableRow], panels: Path, previous: str = "") -> st
 
 
 def page_data(rows: Sequence[TableRow], panels: Path) -> dict[str, Any]:
-    """What the page's script reads; images and lists of classes that several rows share are in it once."""
+    """The data of the page's script; images and lists of classes that several rows share are in it once."""
     classes: dict[tuple[str, ...], int] = {}
     images: dict[str, int] = {}
     entries = []

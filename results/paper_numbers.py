@@ -58,7 +58,7 @@ def read_numbers(path: Path = FILE) -> tuple[Row, ...]:
     """Reads a collection of published numbers.
 
     Raises:
-        UserError: The columns are not `COLUMNS`, a value is no number, or a row has no source.
+        UserError: The columns are not `COLUMNS`, a value is not a number, or a row has no source.
     """
     with open(path, encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
@@ -71,17 +71,17 @@ def read_numbers(path: Path = FILE) -> tuple[Row, ...]:
         try:
             float(row["value"])
         except ValueError:
-            raise UserError(f"{path}, row {line}: '{row['value']}' is no number") from None
+            raise UserError(f"{path}, row {line}: '{row['value']}' is not a number") from None
     return rows
 
 
 def is_from_memory(row: Row) -> bool:
-    """Whether nobody has looked the number up."""
+    """Whether the number was not looked up."""
     return "from memory" in row["source"]
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = CommandParser(__doc__)
     parser.add_argument("reference", type=Path, metavar="REFERENCE.csv", help="the larger collection")
     args = parser.parse_args()

@@ -34,7 +34,7 @@ TRAIN_COLUMNS = ("step", "loss", "learning_rate", "step_time_s")  # those that e
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = CommandParser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder that train.py left")
     parser.add_argument("--unknown-code", action="store_true", help="take it though its code cannot be looked up")
@@ -105,6 +105,13 @@ def _check_training(run: RecordedRun) -> None:
 
 def _check_data(run: RecordedRun) -> None:
     """That every step and every evaluation saw the data set of env.json."""
+    entries = [entry.get("entries") for entry in (run.env.get("data_lists") or {}).values()]
+    for name in ("train_images", "val_images"):
+        if entries and run.env[name] not in entries:
+            raise UserError(
+                f"{run.folder}/env.json: {name} is {run.env[name]}, but its lists have {entries} entries: "
+                f"the run saw two data sets: train it again on one"
+            )
     rows = read_run(run.folder).validations
     for row in rows:
         if int(row["images"]) != run.env["val_images"]:

@@ -27,7 +27,7 @@ EVAL_FILES = ("eval.csv", "per_class.csv")
 ENV_KEYS = RunEnvironment.needed()
 """Keys of env.json that may not be empty, and what they hold."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
-"""Projects, configs and runs are called so: names that are folders, addresses and words of a command."""
+"""Names of projects, configs and runs: they are folders, addresses and arguments of commands."""
 SHA256 = re.compile("[0-9a-f]{64}")
 SAME_PERCENT = 0.01  # mIoU of one checkpoint measured twice
 SCOPES = ("full", "reduced", "smoke")
@@ -119,7 +119,7 @@ def read_runs(folder: Path) -> list[RecordedRun]:
     """Reads every run below `folder`, which holds a folder for each project.
 
     Raises:
-        UserError: A folder is no sound run.
+        UserError: A folder does not hold a sound run.
     """
     found = sorted(path for path in folder.glob("*/*") if path.is_dir() and not path.name.startswith("."))
     return [read_recorded(path) for path in found]
@@ -178,7 +178,7 @@ def _check_test(folder: Path, rows: list[CsvRow], series: list[Series]) -> str:
 
 
 def _check_agreement(folder: Path, again: Series, known: Series) -> None:
-    """What was measured twice must be the same, but for the last digits that another machine may give."""
+    """Two measurements of one checkpoint must agree but for the last digits, which depend on the machine."""
     scores = {evaluation.step: evaluation.miou_percent for evaluation in known.evaluations}
     for evaluation in again.evaluations:
         if abs(scores.get(evaluation.step, math.inf) - evaluation.miou_percent) > SAME_PERCENT:
@@ -195,7 +195,7 @@ def _check_env(folder: Path, env: dict[str, Any]) -> None:
         raise UserError(f"{folder}/env.json: a text in it is half a character (a surrogate): restore the file")
     for name in (folder.name, env["project"], env["config"]):
         if not PLAIN_NAME.fullmatch(name):
-            raise UserError(f"{folder}: {shown(name)} is no name of a project, config or run: it was renamed or edited")
+            raise UserError(f"{folder}: {shown(name)} cannot name a project, config or run: it was renamed or edited")
     if env["scope"] not in SCOPES:
         raise UserError(f"{folder}/env.json: scope is {shown(env['scope'])}: {', '.join(SCOPES)} are known")
 

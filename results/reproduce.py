@@ -37,13 +37,13 @@ MACHINE_KEYS = ("system", "cpu", "device", "threads", "processes", "python", "pa
 NOT_SCORES = ("seconds", *CHECKPOINT_COLUMNS)
 
 
-def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """The command; returns the exit status."""
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Runs the command; returns the exit status."""
     parser = CommandParser(__doc__)
     parser.add_argument("row", metavar="ROW", help="project/run, run, or project/config")
     parser.add_argument("--run", action="store_true", help="train and compare, do not only print the command")
     parser.add_argument("--at-commit", action="store_true", help="with --run: use the code of the run's commit")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     if args.at_commit and not args.run:
         parser.error("--at-commit goes with --run")
     row = find_row(args.row, root)
@@ -88,24 +88,26 @@ def checked_out(commit: str, root: Path) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(code)], capture_output=True, check=False)
 
 
-def find_row(word: str, root: Path) -> TableRow:
-    """The row that `word` names.
+def find_row(name: str, root: Path) -> TableRow:
+    """The row of a name.
 
     Raises:
         UserError: None does, or several.
     """
     rows = make_rows(read_runs(root / "results" / "runs"), read_experiments(), read_numbers(), read_superseded())
-    plain = [row for row in rows if "~" not in row.row_id]  # an evaluation under another protocol is no run of its own
+    plain = [
+        row for row in rows if "~" not in row.row_id
+    ]  # an evaluation under another protocol is not a run of its own
     names = {row.row_id: {row.row_id, f"{row.project}/{row.config}"} for row in plain}
     for row in plain:
         for run in row.runs:
             names[row.row_id] |= {f"{run.project}/{run.name}", run.name}
-    found = [row for row in plain if word in names[row.row_id]]
+    found = [row for row in plain if name in names[row.row_id]]
     if not found:
-        near = difflib.get_close_matches(word, sorted(set().union(*names.values())), n=3, cutoff=0.4)
-        raise UserError(f"no row '{word}': results/README.md has them all; near it: {', '.join(near) or 'none'}")
+        near = difflib.get_close_matches(name, sorted(set().union(*names.values())), n=3, cutoff=0.4)
+        raise UserError(f"no row '{name}': results/README.md has them all; near it: {', '.join(near) or 'none'}")
     if len(found) > 1:
-        raise UserError(f"'{word}' names {len(found)} rows: give one of {', '.join(row.row_id for row in found)}")
+        raise UserError(f"'{name}' names {len(found)} rows: give one of {', '.join(row.row_id for row in found)}")
     return found[0]
 
 
@@ -134,7 +136,7 @@ def compare_runs(stored: Path, again: Path) -> list[str]:
 
 
 def other_machine(stored: dict, again: dict) -> list[str]:
-    """What is not the same kind of machine, in words."""
+    """The differences between two machines, a line for each."""
     return [f"{key}: {stored[key]} then, {again[key]} now" for key in MACHINE_KEYS if stored[key] != again[key]]
 
 

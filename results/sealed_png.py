@@ -1,4 +1,4 @@
-"""Images that say what they were drawn from, and that nobody has changed them since.
+"""Images with a seal: the digest of what they were drawn from, and of their own bytes.
 
 A sealed PNG ends with a text chunk of two digests: of what it shows, and of its other bytes. So an image is drawn
 again only where its content has changed, and is checked without drawing it, on whatever machine and library version.

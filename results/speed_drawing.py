@@ -26,7 +26,7 @@ def are_bars_up_to_date(path: Path, spec: Spec) -> bool:
 
 
 def speed_spec(ratios: Sequence[Ratio]) -> Spec:
-    """What the image of speed.md shows: a bar for each ratio."""
+    """The content of the image of speed.md: a bar for each ratio."""
     bars = [
         {"label": f"{ratio.question.partition(' beside ')[0]}\nbeside {ratio.beside}", "ratio": ratio.ratio}
         | {"low": ratio.low, "high": ratio.high}

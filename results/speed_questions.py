@@ -1,4 +1,4 @@
-"""What a benchmark's table answers: ratios of our speed to another's, grouped into questions in words.
+"""Benchmarks' tables as ratios of our speed to another's, grouped into questions.
 
 Each project's `speedups.csv` has columns of its own; here they become `Ratio`s. A benchmark that is not known here is
 shown as it is.
@@ -82,6 +82,11 @@ def ratios_of(project: str, path: Path) -> list[Ratio] | None:
         raise UserError(f"{path}: not the table of this project's benchmark ({shown(error)}): restore it") from None
 
 
+def _either(row: CsvRow, start: str) -> str:
+    """The cell of a column ...image, which benchmarks of before 0.2.0 call ...picture."""
+    return row[f"{start}image"] if f"{start}image" in row else row[f"{start}picture"]
+
+
 def _torch_networks(rows: list[CsvRow]) -> Iterable[Ratio]:
     for row in rows:
         size = f"{row['batch']} x {row['height_px']}x{row['width_px']}"
@@ -92,8 +97,8 @@ def _torch_networks(rows: list[CsvRow]) -> Iterable[Ratio]:
             float(row["speedup"]),
             float(row["speedup_min"]),
             float(row["speedup_max"]),
-            f"{float(row['ours_median_ms']):,.0f} ms, {float(row['ours_gmacs_per_picture']):.0f} GMAC",
-            f"{float(row['their_median_ms']):,.0f} ms, {float(row['their_gmacs_per_picture']):.0f} GMAC",
+            f"{float(row['ours_median_ms']):,.0f} ms, {float(_either(row, 'ours_gmacs_per_')):.0f} GMAC",
+            f"{float(row['their_median_ms']):,.0f} ms, {float(_either(row, 'their_gmacs_per_')):.0f} GMAC",
             row["comparison"] == "same settings" and row["beside"] != "smp_as_shipped",
         )
 
@@ -158,8 +163,8 @@ def _loader(rows: list[CsvRow]) -> Iterable[Ratio]:
         float(ours["times_original"]),
         float(ours["times_original_min"]),
         float(ours["times_original_max"]),
-        f"{float(ours['cpu_ms_per_picture']):.0f} ms",
-        f"{float(theirs['cpu_ms_per_picture']):.0f} ms",
+        f"{float(_either(ours, 'cpu_ms_per_')):.0f} ms",
+        f"{float(_either(theirs, 'cpu_ms_per_')):.0f} ms",
         True,
     )
 

@@ -14,7 +14,7 @@ from results.paper_numbers import Row as NumberRow
 from results.recorded_runs import RecordedRun, Series
 
 SEED_LINE = re.compile(r"^\s+seed: \d+\n", re.MULTILINE)
-COMPARABLE = "comparable"  # what a row that was not run says of a number measured in the same way
+COMPARABLE = "comparable"  # a number beside a row that was not run, to be measured in the same way
 SEED_DECIDES = 0.7  # points of mIoU between runs that differ in the seed alone (open-mmlab/mmsegmentation, issue 255)
 DISPLAY_NAMES = {
     "encnet_jpu": "EncNet with JPU",

@@ -1,4 +1,4 @@
-"""The images of a run: of the embedded data only, by the project's own command, small and in the labels' colours."""
+"""The images of a run: of the toy data only, by the project's own command, small and in the labels' colours."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_other_data_is_not_published(recorded):
     root, folder = recorded
     env = json.loads((folder / "env.json").read_text())
     (folder / "env.json").write_text(json.dumps(env | {"scope": "full"}))
-    with pytest.raises(UserError, match="scope full: only runs of the embedded data"):
+    with pytest.raises(UserError, match="scope full: only runs of toy data"):
         make_panels(folder, root)
 
 
@@ -79,6 +79,6 @@ def test_what_is_missing_is_named(recorded, tmp_path):
         make_panels(folder, root)
 
 
-def test_the_classes_are_those_of_the_form_that_the_embedded_data_was_written_in():
+def test_the_classes_are_those_of_the_form_that_the_toy_data_was_written_in():
     assert labels_of("toy").name == "cityscapes"
     assert labels_of("toy_ade20k_151").num_classes == 151

@@ -246,6 +246,14 @@ def test_every_recorded_benchmark_has_a_question(tmp_path):
             assert f"## {ratio.question}" in page.text
 
 
+def test_columns_of_older_and_newer_benchmarks_are_read_alike(tmp_path):
+    for folder, name in (("20261121_6729af5", "speedups.csv"), ("20261121_6729af5_loader", "loader.csv")):
+        old = ROOT / "results/benchmarks/awesome_pytorch_seg" / folder / name
+        new = tmp_path / name
+        new.write_text(old.read_text().replace("picture", "image"))
+        assert ratios_of("awesome_pytorch_seg", new) == ratios_of("awesome_pytorch_seg", old) != []
+
+
 def test_seals():
     png = cv2.imencode(".png", np.arange(300, dtype=np.uint8).reshape(10, 10, 3))[1].tobytes()
     sealed = seal(png, DIGEST)

@@ -174,3 +174,14 @@ def test_a_run_that_saw_two_data_sets_is_refused(finished):
     assert text != (folder / "eval.csv").read_text()
     with pytest.raises(UserError, match="step 300: 49 images, but env.json says 50: the run saw two data sets"):
         record(folder, root)
+
+
+def test_lists_of_other_lengths_than_the_images_are_two_data_sets(finished):
+    root, folder = finished
+    lists = {"train.txt": {"entries": 200, "sha256": "ab"}, "val.txt": {"entries": 49, "sha256": "cd"}}
+    set_env(folder, data_lists=lists)
+    with pytest.raises(UserError, match=r"val_images is 50, but its lists have \[200, 49\] entries.*two data sets"):
+        record(folder, root)
+    lists["val.txt"]["entries"] = 50
+    set_env(folder, data_lists=lists)
+    assert record(folder, root).is_dir()
