@@ -9,7 +9,7 @@ from common.machine.cpu import configure_cpu
 
 # Paddle reads its CPU settings when it is imported, so they are set here, before any module of this package imports it.
 configure_cpu()
-# Errors only: building and running a graph logs several lines that concern nobody.
+# Errors only: building and running a graph logs several lines of internal information.
 os.environ.setdefault("GLOG_minloglevel", "2")
 # Its import prints a warning about any OMP_NUM_THREADS above 1 (meant for builds with OpenBLAS) and one about ccache.
 with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():

@@ -1,10 +1,11 @@
-"""What this machine can measure, and what not and why.
+"""Shows what this machine can measure, and why it cannot measure the rest.
 
     python doctor.py
-    python doctor.py --peer-python PEER/bin/python     # is mmsegmentation there?
+    python doctor.py --peer-python PEER/bin/python     # looks for mmsegmentation there
 
-Versions beside what they have to be, device, threads, shared memory, oneDNN, peers, and for every precision, layout and
-graph how many networks of the zoo can run here and why the others cannot. Exit status 1 if nothing can be trained.
+Prints versions beside the supported ones, device, threads, shared memory, oneDNN and peers, and for every precision,
+layout and graph the number of networks of the zoo that can run here, with the reason for the others. Exit status 1 if
+nothing can be trained.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def problems(versions: dict[str, str | None]) -> list[str]:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Versions of what is used here; None for what is missing. A GPU build of Paddle counts as paddlepaddle."""
+    """Versions of the packages used here; None for a missing one. A GPU build of Paddle counts as paddlepaddle."""
     versions = {name: _version(name) for name in ("paddlepaddle", *RANGES, *PEERS)}
     versions["paddlepaddle"] = versions["paddlepaddle"] or _version("paddlepaddle-gpu")
     return versions
@@ -84,7 +85,7 @@ def machine_lines() -> list[str]:
 
 
 def paddle_lines() -> list[str]:
-    """What Paddle sees and what it was built with."""
+    """The device, and how Paddle was built."""
     import paddle
 
     if device_kind() == "gpu":
@@ -136,7 +137,7 @@ def _summary(answers: dict[str, str | None]) -> tuple[str, ...]:
 
 
 def peer_lines(versions: dict[str, str | None], peer_python: str | None) -> list[str]:
-    """Which peers are there."""
+    """The installed peers."""
     from paddleseg_benchmark.matrix import peers
 
     lines = [_line(name, versions[name] or "not installed here") for name in PEERS]
@@ -148,9 +149,9 @@ def peer_lines(versions: dict[str, str | None], peer_python: str | None) -> list
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     parser = CommandParser(__doc__)
-    peer_help = "an interpreter that has mmsegmentation (default: it is not looked for)"
+    peer_help = "look for mmsegmentation in this interpreter (default: do not look)"
     parser.add_argument("--peer-python", metavar="PATH", help=peer_help)
     args = parser.parse_args()
     configure_cpu()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The matrix on a GPU: bash projects/paddleseg_benchmark/run_gpu.sh [options of run_matrix.py]
-# Takes the repository's .venv, or the interpreter that PYTHON names. Stopped at any moment, the same line goes on.
+# Takes the repository's .venv, or the interpreter that PYTHON names. Stopped at any moment, the same line resumes.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

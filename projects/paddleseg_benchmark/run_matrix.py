@@ -6,12 +6,13 @@
 
 The presets:
     zoo   every network of the zoo once: builds, trains, evaluates; parameters beside the reference
-    cpu   five networks and their peers at 128x256: layouts, graphs, batch sizes, loader; what a CPU cannot is said
+    cpu   five networks and their peers at 128x256: layouts, graphs, batch sizes, loader; each cell that cannot run: why
     gpu   the same and more at 512x1024, with mixed precision (bash run_gpu.sh)
 
-The cells take turns, round by round, so that a slow hour of the machine meets all alike; a cell's numbers are medians
-over the rounds. A cell that crashes, is killed or takes too long becomes "failed: why", and the rest goes on. What is
-finished is kept in OUTPUT/rounds: the same command goes on where it stopped. To repeat a cell, delete its files there.
+The cells take turns, round by round, so that a slow hour of the machine affects all of them; a cell's numbers are
+medians over the rounds. A cell that crashes, is killed or takes too long becomes "failed: why", and the others are
+still measured. Finished cells are kept in OUTPUT/rounds: the same command resumes where it stopped. To repeat a cell,
+delete its files there.
 
 Writes OUTPUT/matrix.csv and OUTPUT/env.json; `report.py OUTPUT` draws them.
 """
@@ -42,7 +43,7 @@ PACKAGES = (
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     device = doctor.device_kind()
     if args.preset == "gpu" and device == "cpu":
@@ -106,7 +107,7 @@ def _parse_args() -> argparse.Namespace:
     peer_help = "an interpreter that has mmsegmentation (default: none, its cells say so)"
     add("--peer-python", metavar="PATH", help=peer_help)
     add = parser.add_argument_group("data and output").add_argument
-    output_help = "folder of the matrix, gone on with if it was begun (default: output/matrix_<preset>)"
+    output_help = "folder of the matrix, resumed if it was begun (default: output/matrix_<preset>)"
     add("--output", type=Path, metavar="DIR", help=output_help)
     return parser.parse_args()
 

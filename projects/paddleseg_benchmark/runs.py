@@ -1,4 +1,4 @@
-"""What a call of train.py or static_train.py means: which experiment, in which folder, from which checkpoint."""
+"""Turns a call of train.py or static_train.py into a plan: the experiment, the run folder, the checkpoint."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def scope_of(config: ZooConfig, recipe: ZooConfig, total_batch: int, recipe_batc
         "smoke" on toy data; "full" where a config of this project is trained unchanged on its own data set, to its
         end and at its batch size; else "reduced".
     """
-    if data.is_embedded(config):
+    if data.is_toy(config):
         return "smoke"
     is_ours = Path(recipe.source).resolve().parent in (zoo.CONFIG_DIR, zoo.BENCHMARK_DIR)
     kept = [(c.dic["iters"], *(c.dic[key] for key in SAME), _data_of(c)) for c in (config, recipe)]
@@ -245,7 +245,7 @@ def _numbered(output: Path, name: str, number: int) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """What env.json says of a run.
+    """The content of env.json.
 
     Attributes:
         values: The file's content.
@@ -283,7 +283,7 @@ def run_environment(
     val_set: paddle.io.Dataset | None,
     step: int,
 ) -> Environment:
-    """What env.json says of a run that begins, or is resumed, at `step`."""
+    """The environment of a run that begins, or is resumed, at `step`."""
     sets = {"train": train_set, "val": val_set}
     lists = {name: dataset.provenance for name, dataset in sets.items() if dataset is not None}
     class_names = tuple(train_set.class_names if train_set is not None else map(str, range(19)))
@@ -317,4 +317,4 @@ def run_environment(
 def _dataset_name(plan: Plan) -> str:
     if plan.synthetic:
         return "synthetic"
-    return "toy" if data.is_embedded(plan.config) else plan.config.train_dataset_cfg["type"].lower()
+    return "toy" if data.is_toy(plan.config) else plan.config.train_dataset_cfg["type"].lower()

@@ -83,7 +83,7 @@ def _plan(args: argparse.Namespace, legacy: dict[str, Any]) -> Plan:
     if args.data or find_root(legacy["DATASET.DATA_DIR"]) is None:  # the lists of the config belong to its own folder
         config = data.as_cityscapes(config)
     config = data.with_data(config, args.data)
-    if data.is_embedded(config):
+    if data.is_toy(config):
         height, width = data.TOY_SIZE
         config = data.with_crop_size(config, data.TOY_SIZE)
         processes.say(f"no data set in the config's place: training on toy data, crops of {height}x{width}")

@@ -68,7 +68,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     recipe = config = zoo.read_config(args.config)
     if not args.synthetic:
         config = data.with_data(config, args.data)
-    toy = data.is_embedded(config)
+    toy = data.is_toy(config)
     config = planned(config, args.iters or (TOY_ITERS if toy else None), args.batch_size)
     if args.learning_rate is not None:
         config.dic["lr_scheduler"]["learning_rate"] = args.learning_rate

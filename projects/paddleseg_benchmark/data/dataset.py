@@ -31,23 +31,23 @@ CITYSCAPES_FOLDERS = ("leftImg8bit", "gtFine")
 
 
 def with_data(config: ZooConfig, root: str | None) -> ZooConfig:
-    """The config with `root` as its data, or as it is; with the embedded data where Cityscapes is not there.
+    """The config with `root` as its data, or as it is; with toy data where Cityscapes is not there.
 
     Raises:
-        UserError: There is no folder `root`, or none where a config of one's own data says.
+        UserError: There is no folder `root`, or none where the config of a data set other than Cityscapes says.
     """
     if root is not None and find_root(root) is None:
         raise UserError(f"no data set in '{root}': name its folder with --data, or leave it out")
     wanted, kind = root or config.train_dataset_cfg["dataset_root"], config.train_dataset_cfg["type"]
-    embedded = find_root(wanted) is None
-    if embedded and kind != "Cityscapes":
+    toy = find_root(wanted) is None
+    if toy and kind != "Cityscapes":
         raise UserError(
             f"{config.source}: 'train_dataset.dataset_root': no folder '{wanted}': correct it, or use --data"
         )
-    config = as_cityscapes(config) if embedded else copy.deepcopy(config)
-    if root or embedded:
+    config = as_cityscapes(config) if toy else copy.deepcopy(config)
+    if root or toy:
         for name in ("train_dataset", "val_dataset"):
-            config.dic[name]["dataset_root"] = TOY_ROOT if embedded else root
+            config.dic[name]["dataset_root"] = TOY_ROOT if toy else root
     return config
 
 
@@ -60,8 +60,8 @@ def as_cityscapes(config: ZooConfig) -> ZooConfig:
     return config
 
 
-def is_embedded(config: ZooConfig) -> bool:
-    """Whether the config's data are the embedded ones."""
+def is_toy(config: ZooConfig) -> bool:
+    """Whether the config trains on toy data."""
     return config.train_dataset_cfg["dataset_root"] == TOY_ROOT
 
 
@@ -98,7 +98,7 @@ def open_dataset(config: ZooConfig, split: str) -> paddle.io.Dataset:
         section["val_path"] = str(Path(section["val_path"]).with_name("test.txt"))
     where = f"{config.source}: '{split}_dataset'"
     root = find_root(section["dataset_root"])
-    if is_embedded(config):
+    if is_toy(config):
         root = REPOSITORY / TOY_ROOT
         draw_toy(TOY.layout, root, TOY.num_train, TOY.num_val, TOY.size)  # one process draws, the others wait
     if root is None:
@@ -236,7 +236,7 @@ class _ReadWhole:
             return self._labels.encode(ids, path)
         if ids.dtype != np.uint8 or not cv2.LUT(ids, self._is_class).all():
             count = int(self._is_class.sum()) - 1
-            raise UserError(f"{path}: holds values that are no class: 0..{count - 1} and {IGNORE} are: convert it")
+            raise UserError(f"{path}: holds values that are not classes: 0..{count - 1} and {IGNORE} are: convert it")
         return ids
 
 

@@ -63,7 +63,7 @@ def preset_cells(preset: str) -> list[Cell]:
 
 
 def refusal(cell: Cell, device: str, has_mmseg: bool) -> str | None:
-    """Why a cell cannot be measured here, in the words of matrix.csv; None where it can."""
+    """Why a cell cannot be measured here, as matrix.csv states it; None where it can."""
     if cell.library == "paddleseg":
         return updates.unsupported(device, cell.precision, cell.layout, cell.graph, cell.model)
     why = peers.unsupported(cell.library, cell.model, cell.precision, cell.graph, device)
@@ -74,9 +74,9 @@ def cell_command(cell: Cell, out: Path, steps: int, peer_python: str | None) -> 
     """The command that measures a cell, in the interpreter of its library."""
     python = peer_python if cell.library == "mmseg" else sys.executable
     sources = f"{ROOT}{os.pathsep}{ROOT / 'projects'}"  # an interpreter of its own does not have this repository
-    words = ["env", f"PYTHONPATH={sources}", python, str(Path(__file__).with_name("measure.py"))]
+    command = ["env", f"PYTHONPATH={sources}", python, str(Path(__file__).with_name("measure.py"))]
     for name, value in zip(Cell._fields, cell, strict=True):
         if name not in ("batch", "height", "width"):
-            words += [f"--{name}", value]
+            command += [f"--{name}", value]
     size = ["--batch-size", str(cell.batch), "--size", str(cell.height), str(cell.width)]
-    return [*words, *size, "--steps", str(steps), "--out", str(out)]
+    return [*command, *size, "--steps", str(steps), "--out", str(out)]

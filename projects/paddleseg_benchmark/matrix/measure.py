@@ -1,4 +1,4 @@
-r"""Measures one cell of the matrix in this process: a few training steps, one evaluation, and what they took.
+r"""Measures one cell of the matrix in this process: times and memory of a few training steps and one evaluation.
 
     python measure.py --model deeplabv3p_resnet50 --precision fp32 --layout NCHW --graph dynamic \
         --batch-size 2 --size 128 256 --steps 5 --out cell.json
@@ -41,7 +41,7 @@ Batch = tuple[np.ndarray, np.ndarray]  # images float32 (B, 3, H, W), labels int
 
 
 class Cell(NamedTuple):
-    """What is measured. `loader`: "synthetic" (one random batch) or "toy" (files of the embedded data set)."""
+    """A cell of the matrix. `loader`: "synthetic" (one random batch) or "toy" (files of toy data)."""
 
     library: str
     model: str
@@ -87,7 +87,7 @@ def measure(cell: Cell, steps: int) -> dict[str, Any]:
         process; at the start it holds the libraries and the network).
 
     Raises:
-        UserError: Nothing is called like that, or cannot be measured here.
+        UserError: The network is unknown, or cannot be measured here.
     """
     stepper = open_stepper(cell)
     at_start, _ = memory(stepper)
@@ -196,7 +196,7 @@ def open_stepper(cell: Cell) -> Stepper:
     """Builds the cell's network, ready to train.
 
     Raises:
-        UserError: Nothing is called like that, or it cannot be measured here.
+        UserError: The network is unknown, or cannot be measured here.
     """
     if cell.library != "paddleseg":
         # Run as a file: imported as a part of the package, it would bring Paddle with it.
@@ -224,7 +224,7 @@ def one_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     cell = Cell(
         args.library, args.model, args.precision, args.layout, args.graph, args.batch_size, *args.size, args.loader
@@ -243,20 +243,25 @@ def main() -> None:
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add = parser.add_argument_group("what is measured").add_argument
-    add("--library", choices=LIBRARIES, default="paddleseg", help="whose network (default: paddleseg)")
-    add("--model", required=True, metavar="NAME", help="its name in zoo.py, also of a peer's")
-    add("--precision", default="fp32", metavar="NAME", help="fp32, o1_fp16, o2_fp16 or bf16 (default: fp32)")
+    add(
+        "--library",
+        choices=LIBRARIES,
+        default="paddleseg",
+        help="library of the network (default: paddleseg)",
+    )
+    add("--model", required=True, metavar="NAME", help="name of the network in the zoo, for a peer's network too")
+    add("--precision", default="fp32", metavar="NAME", help="precision: fp32, o1_fp16, o2_fp16 or bf16 (default: fp32)")
     layout_help = "memory layout inside the network (default: NCHW)"
     add("--layout", choices=("NCHW", "NHWC"), default="NCHW", help=layout_help)
-    add("--graph", default="dynamic", metavar="NAME", help="dynamic, to_static or static (default: dynamic)")
-    add("--batch-size", type=positive, default=2, metavar="N", help="images of an update (default: 2)")
+    add("--graph", default="dynamic", metavar="NAME", help="graph: dynamic, to_static or static (default: dynamic)")
+    add("--batch-size", type=positive, default=2, metavar="N", help="images per update (default: 2)")
     size_help = "height and width of the images in pixels (default: 128 256)"
     add("--size", type=positive, nargs=2, default=(128, 256), metavar=("H", "W"), help=size_help)
-    loader_help = "one random batch, or files of the embedded data (default: synthetic)"
+    loader_help = "take one random batch, or read files of toy data (default: synthetic)"
     add("--loader", choices=("synthetic", "toy"), default="synthetic", help=loader_help)
-    add("--steps", type=positive, default=3, metavar="N", help="timed updates (default: 3)")
+    add("--steps", type=positive, default=3, metavar="N", help="number of timed updates (default: 3)")
     add = parser.add_argument_group("data and output").add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="where the result goes, as JSON")
+    add("--out", type=Path, required=True, metavar="FILE", help="JSON file for the result")
     return parser.parse_args()
 
 

@@ -90,8 +90,8 @@ def networks_table(rows: Sequence[Row]) -> str:
         cell = _cell(rows, {**BASE, "model": row.name})
         step_ms = f"{float(cell['step_ms']):.0f}" if cell else "not run"
         parameters = f"{int(cell['parameters']):,}" if cell else ""
-        words = (row.network, row.backbone, f"`{row.config}`", f"`{row.name}`", parameters, step_ms)
-        lines.append(f"| {' | '.join(words)} |")
+        columns = (row.network, row.backbone, f"`{row.config}`", f"`{row.name}`", parameters, step_ms)
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines) + "\n"
 
 

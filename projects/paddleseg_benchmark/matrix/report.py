@@ -67,7 +67,7 @@ def read_matrix(folder: Path) -> tuple[list[Row], dict[str, Any]]:
             rows = list(reader)
         env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{folder} is no measured matrix: {Path(error.filename).name} is missing") from None
+        raise UserError(f"{folder} is not a measured matrix: {Path(error.filename).name} is missing") from None
     except (ValueError, csv.Error) as error:
         raise UserError(f"{folder}: matrix.csv or env.json is damaged ({error}): make it again") from None
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
@@ -77,7 +77,7 @@ def read_matrix(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     for number, row in enumerate(rows, start=2):
         wrong = [name for name in NUMBERS if not _fits(name, row[name])] if row["status"] == "ok" else []
         if row["library"] not in MARKERS or wrong:
-            what = f"'{wrong[0]}' is no number" if wrong else f"'{row['library']}' is no library"
+            what = f"'{wrong[0]}' is not a finite number" if wrong else f"'{row['library']}' is not a known library"
             raise UserError(f"{path} line {number}: {what}: make the matrix again")
     if missing := [name for name in ENV_KEYS if not isinstance(env, dict) or name not in env]:
         raise UserError(f"{folder}/env.json: key '{missing[0]}' is missing: make the matrix again")
@@ -111,9 +111,9 @@ def baseline(model: str, rows: Iterable[Row]) -> Row | None:
 
 
 def variant(row: Row) -> str:
-    """Everything of a cell but its network, in words."""
-    words = [row["library"], row["precision"], row["layout"], row["graph"], f"batch {row['batch']}"]
-    return " ".join(words + ["from files"] * (row["loader"] != "synthetic"))
+    """Everything of a cell except its network, as text."""
+    parts = [row["library"], row["precision"], row["layout"], row["graph"], f"batch {row['batch']}"]
+    return " ".join(parts + ["from files"] * (row["loader"] != "synthetic"))
 
 
 def markdown(rows: Sequence[Row], env: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ def start_or_continue(folder: Path, env: Mapping[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Waits until nobody else measures into the folder.
+    """Waits until no other process measures into the folder.
 
     The lock is inherited by the processes that measure: where this one is killed, the cell that it leaves behind runs
     to its end, and the next start waits for it, as two cells at a time would disturb each other.

@@ -128,10 +128,10 @@ def test_a_folder_without_a_matrix_or_a_damaged_one_is_refused(tmp_path, rows):
     ("old", "new", "message"),
     [
         ("images_per_s,", "ips,", r"matrix.csv: no column 'images_per_s': make it with run_matrix.py"),
-        ("500.00", "fast", r"matrix.csv line 2: 'step_ms' is no number"),
-        ("4.000", "0", r"matrix.csv line 2: 'images_per_s' is no number"),
-        ("26723395", "2.5", r"matrix.csv line 2: 'parameters' is no number"),
-        ("paddleseg,", "keras,", r"matrix.csv line 2: 'keras' is no library"),
+        ("500.00", "fast", r"matrix.csv line 2: 'step_ms' is not a finite number"),
+        ("4.000", "0", r"matrix.csv line 2: 'images_per_s' is not a finite number"),
+        ("26723395", "2.5", r"matrix.csv line 2: 'parameters' is not a finite number"),
+        ("paddleseg,", "keras,", r"matrix.csv line 2: 'keras' is not a known library"),
     ],
 )
 def test_a_matrix_of_other_columns_or_values_is_refused(tmp_path, rows, old, new, message):

@@ -1,4 +1,4 @@
-"""What a config of PaddleSeg may say. Each mistake is one line that names the file, the key and what is valid.
+"""Checks configs of PaddleSeg. Each mistake is one line that names the file, the key and what is valid.
 
 paddleseg itself hands every key on to the class that `type` names, whatever it is, and does not look at keys that it
 does not know. What a class takes is read from its constructor here: names, what is required, kinds of the defaults.
@@ -213,7 +213,7 @@ _CHECKS: dict[str, Callable[[Any, Any, str, str], None]] = {
 
 
 def _require_like(default: Any, value: Any, key: str, where: str) -> None:
-    """A value of a default's kind; numbers are whole or not as one likes."""
+    """A value of a default's kind; numbers may be whole or not."""
     if isinstance(default, tuple | list):
         if not isinstance(value, list):
             raise UserError(f"{where}: '{key}' must be a list, not {shown(value)}")
@@ -221,10 +221,10 @@ def _require_like(default: Any, value: Any, key: str, where: str) -> None:
             _require_like(default[0], item, key, where)
         return
     kinds = ((bool, bool, "true or false"), (int | float, int | float, "a number"), (str, str, "text"))
-    for of_default, of_value, words in kinds:
+    for of_default, of_value, name in kinds:
         if isinstance(default, of_default):
             if not isinstance(value, of_value) or isinstance(value, bool) > isinstance(default, bool):
-                raise UserError(f"{where}: '{key}' must be {words}, not {shown(value)}")
+                raise UserError(f"{where}: '{key}' must be {name}, not {shown(value)}")
             return
 
 

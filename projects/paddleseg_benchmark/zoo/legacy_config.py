@@ -205,7 +205,7 @@ def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     if key not in values:
         raise UserError(f"{where}: unknown key '{key}': {did_you_mean(key, list(DEFAULTS))}")
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, SyntaxError):  # a word such as hrnet, or a path, stays text
+        with contextlib.suppress(ValueError, SyntaxError):  # a name such as hrnet, or a path, stays text
             value = ast.literal_eval(value)
     if not _is_like(DEFAULTS[key], value):
         raise UserError(f"{where}: {key} must be {type(DEFAULTS[key]).__name__}, not {shown(value)}")

@@ -158,7 +158,7 @@ class ZooNetwork(nn.Layer):
         return logits.transpose([0, 3, 1, 2]) if self.data_format == "NHWC" else logits  # (B, C, H, W)
 
     def trainable_parameters(self) -> int:
-        """How many numbers are learnt; running statistics are none."""
+        """The number of trainable parameters, without running statistics."""
         return sum(p.size for p in self.network.parameters() if not p.stop_gradient)
 
     def _in_own_layout(self, images: paddle.Tensor) -> paddle.Tensor:
@@ -169,7 +169,8 @@ def edges(labels: paddle.Tensor) -> paddle.Tensor:
     """1 where another label, or the image's border, is within 2 pixels, else 0.
 
     What paddleseg's `Dataset(edge=True)` computes on the CPU (`mask_to_binary_edge`, radius 2), as tensor operations.
-    Outside of the image counts as ignored; ignored next to ignored is no edge, which is learnt as any label.
+    Pixels outside the image count as ignored. Two ignored neighbours have no edge between them, which
+    is learnt like any other label.
 
     Shapes: int64 (B, H, W) -> int64 (B, H, W).
     """
@@ -265,7 +266,7 @@ def config_from_text(text: str, source: str) -> ZooConfig:
 
 
 def reason_of(error: BaseException) -> str:
-    """What paddleseg's long message about a config says, in one line."""
+    """The reason in paddleseg's long message about a config, on one line."""
     return " ".join(str(error).rpartition("error message is:")[2].split())
 
 
