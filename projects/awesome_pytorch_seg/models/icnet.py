@@ -36,6 +36,9 @@ class ICNet(nn.Module):
 
     Reference: figure 2; section 3.4 (cascade label guidance on the enlarged input of each fusion).
     Deviation: trained at its width from the start; the paper trains at full width and halves the kernels afterwards.
+        The prototxt has stage 2's stride in its 1x1 convolution, dilates the first blocks of dilated stages, and its
+        pyramid's windows overlap and are those of 33x65 cells; here they are bins. All of it moves the logits by 5.7 %
+        of the largest, the windows alone by 2.4 %.
     """
 
     def __init__(self, num_classes: int, backbone: str = "resnet50_half", backbone_weights: str | None = None):

@@ -35,8 +35,10 @@ class OCNet(nn.Module):
 
     Reference: section 3 (the three variants); auxiliary loss of weight 0.4 as in PSPNet.
     Deviation: ReLU after every normalisation, as in the paper; the official code has InPlaceABN's leaky ReLU (slope
-        0.01), and none after the 3x3 convolution of the pyramid. No bias in convolutions that are followed by a
-        normalisation, where it changes nothing.
+        0.01), and none after the 3x3 convolution and in the auxiliary head of the pyramid. No bias in convolutions that
+        are followed by a normalisation, where it changes nothing. The official code also dilates the first blocks of
+        dilated stages, rounds the first pooling's sides up (another map unless a side is 8n + 1), drops single values
+        (0.05), moves the keys' statistics twice a step and trains all layers at one rate with balanced classes.
     """
 
     def __init__(

@@ -24,6 +24,8 @@ class DeepLabV3PlusHead(nn.Module):
     Shapes: five features as `ResNet` gives them -> {"logits": (B, num_classes, H/4, W/4)}.
 
     Reference: section 4.1 (48 channels from stride 4, two 3x3 convolutions of 256), section 4.3 (all separable).
+    Deviation: half of the channels are dropped behind ASPP, as in PyTorch-Encoding's DeepLabv3; tensorflow/models drops
+        a tenth of the values.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int):
