@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -107,7 +108,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     0 or main's own status when it returns; 1 with one line on standard error for a `UserError`, a full disk, a missing
     permission or too little memory; 130 for Ctrl-C. Anything else is a defect of ours and keeps its traceback.
+
+    What standard output or error cannot encode (a class named in Chinese, on a terminal of Latin-1) comes as an escape.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
         sys.stdout.flush()

@@ -29,6 +29,7 @@ from typing import Any
 from common.cli import UserError
 from common.config.strict_yaml import load_yaml
 from common.files import atomic_write, sha256_of
+from common.progress import Progress
 from common.runs.curve import draw_curve
 from common.runs.environment import RunEnvironment, run_id
 from common.runs.reading import planned_iters, read_run
@@ -45,7 +46,7 @@ from common.runs.tables import (
     read_csv,
 )
 
-__all__ = ["Evaluation", "RunLog", "plan_scores", "print_scores", "run_id"]
+__all__ = ["Evaluation", "RunLog", "plan_scores", "print_scores", "run_id", "show_evaluation"]
 
 _RUN_FILES = ("config.yaml", "env.json", "eval.csv")
 
@@ -247,4 +248,19 @@ def print_scores(result: Evaluation, class_names: tuple[str, ...], protocol: obj
     print(
         f"mIoU {100 * matrix.mean_iou():.2f} % (over {over})  pixel accuracy {100 * matrix.pixel_accuracy():.2f} %  "
         f"loss {result.loss:.4f}  {result.seconds:.1f} s"
+    )
+
+
+def show_evaluation(bar: Progress, step: int, result: Evaluation, best_miou: float, best_step: int) -> None:
+    """Says above a training's bar, or in a JSON line, what an evaluation gave; `best_miou` is a fraction."""
+    miou_percent, best_percent = 100 * result.matrix.mean_iou(), 100 * best_miou
+    bar.event(
+        f"step {step}/{bar.total}: val mIoU {miou_percent:.2f} %  loss {result.loss:.4f}  "
+        f"(best {best_percent:.2f} % at {best_step})",
+        step=step,
+        total=bar.total,
+        val_miou_percent=miou_percent,
+        val_loss=result.loss,
+        best_miou_percent=best_percent,
+        best_step=best_step,
     )

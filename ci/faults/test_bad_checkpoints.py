@@ -20,8 +20,8 @@ PER_PROJECT = pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: ta
 
 def open_network(target, weights: Path) -> object:
     """The project's own way from a checkpoint to a network."""
-    doors = {"awesome_pytorch_seg": "checkpoint", "semsegpaddle_glore": "networks"}
-    module = importlib.import_module(f"{target.name}.{doors.get(target.name, 'inference')}")
+    doors = {"encnet_single_gpu": "inference"}
+    module = importlib.import_module(f"{target.name}.{doors.get(target.name, 'checkpoint')}")
     return module.load_network(weights)
 
 

@@ -136,7 +136,7 @@ def load_backbone_file(module, paths):
             if hasattr(module, "load_imagenet_weights"):
                 module.load_imagenet_weights(network, str(path))
             else:
-                module.load_backbone(network, str(path))
+                module.load_backbone(str(path), network)
         require_refusal(error.value, path)
 
 

@@ -109,10 +109,8 @@ class RunEnvironment:
         return cls(**{name: tuples(value) for name, value in values.items() if name in kinds})
 
     def to_values(self) -> dict[str, Any]:
-        """The fields as JSON has them, those without a value left out unless every run has them."""
-        values = dataclasses.asdict(self)
-        optional = {field.name for field in dataclasses.fields(self) if field.default is None}
-        return {name: value for name, value in values.items() if value is not None or name not in optional}
+        """The fields as JSON has them; None where a run has nothing of the kind."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def needed(cls) -> dict[str, type]:

@@ -37,7 +37,7 @@ class ListDataset:
 
     def __init__(self, labels: LabelSet, root: str | os.PathLike, list_name: str):
         self.labels = labels
-        path = Path(root) / list_name
+        self.path = path = Path(root) / list_name
         self.pairs = read_list(path, root)
         unlabelled = [pair.image for pair in self.pairs if pair.label is None]
         if unlabelled:

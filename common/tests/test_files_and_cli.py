@@ -222,3 +222,12 @@ def test_without_abbreviations_the_begin_of_a_name_is_none(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--mode", "x"])
     assert capsys.readouterr().err == "error: --mode is no option: did you mean --model? see train.py --help\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_terminal_cannot_encode_comes_as_an_escape(stream):
+    script = f"import sys\nfrom common.cli import run_command\nrun_command(lambda: print('路 1', file=sys.{stream}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True
+    )
+    assert (done.returncode, getattr(done, stream)) == (0, b"\\u8def 1\n")

@@ -56,6 +56,24 @@ def header_from_values(header_class: type[Header], values: Any, where: str | os.
     return header_class(**{name: tuples(value) for name, value in values.items()})
 
 
+def checkpoint_header(name: str, state: object) -> dict[str, str]:
+    """The metadata of a checkpoint of the format `name`: its state, a dataclass, as JSON.
+
+    It is one entry: safetensors writes several in random order, and the same state would give other bytes each time.
+    """
+    return {name: json.dumps(dataclasses.asdict(state))}
+
+
+def state_in_header(header: dict[str, str], name: str) -> str | None:
+    """The JSON in the metadata of a checkpoint of the format `name`; None for another file.
+
+    Files of before there was one entry have two, "format" and "state"; one without "state" gives "".
+    """
+    if header.get("format") == name:
+        return header.get("state", "")
+    return header.get(name)
+
+
 def require_classes(where: str | os.PathLike, stored: tuple[str, ...], wanted: tuple[str, ...]) -> None:
     """Raises UserError unless a checkpoint's classes are those of the data, by name and in the same order."""
     if stored == wanted:

@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from awesome_pytorch_seg.checkpoint import memory_layout
-from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.models import build_model
 from common.machine.bench import make_batch, seconds_of, serve_tasks
+from common.machine.memory import keep_freed_memory
 
 import torch
 import torch.nn.functional as F

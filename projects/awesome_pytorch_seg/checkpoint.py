@@ -7,7 +7,6 @@ Nothing in such a file can be executed. It is written to a temporary file, synce
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from typing import Any
@@ -20,7 +19,7 @@ from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
-from common.weights.header import header_from_json, require_classes
+from common.weights.header import checkpoint_header, header_from_json, require_classes, state_in_header
 
 import safetensors
 import safetensors.torch
@@ -45,6 +44,7 @@ class TrainState:
         std: Likewise.
         scaler: State of the gradient scaler of fp16 training; empty otherwise.
         palette: RGB by train id, 0..255; None in files written before it was kept.
+        is_evaluated: False in what is saved before the evaluation of its step, which a resumed run then makes first.
     """
 
     step: int
@@ -56,8 +56,10 @@ class TrainState:
     std: tuple[float, float, float]
     scaler: dict[str, float] = dataclasses.field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] | None = None
+    is_evaluated: bool = True
 
 
+# twin: encnet_single_gpu/checkpoint.py
 def save_checkpoint(
     path: str | os.PathLike,
     model: nn.Module,
@@ -76,11 +78,11 @@ def save_checkpoint(
             for key, value in optimizer.state[parameter].items()
         }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"format": FORMAT, "state": json.dumps(dataclasses.asdict(state))}
     with atomic_write(path, "wb") as stream:
-        stream.write(safetensors.torch.save(tensors, metadata=header))
+        stream.write(safetensors.torch.save(tensors, metadata=checkpoint_header(FORMAT, state)))
 
 
+# twin: encnet_single_gpu/checkpoint.py
 def read_state(path: str | os.PathLike) -> TrainState:
     """Reads what a checkpoint says besides tensors.
 
@@ -88,10 +90,10 @@ def read_state(path: str | os.PathLike) -> TrainState:
         UserError: The file is missing, damaged, or no checkpoint of this project.
     """
     with _open(path) as file:
-        header = file.metadata() or {}
-    if header.get("format") != FORMAT:
+        text = state_in_header(file.metadata() or {}, FORMAT)
+    if text is None:
         raise UserError(f"{path}: not a checkpoint of awesome_pytorch_seg: use a file that its train.py wrote")
-    return header_from_json(TrainState, header.get("state"), path)
+    return header_from_json(TrainState, text, path)
 
 
 def read_experiment(path: str | os.PathLike) -> tuple[TrainState, Config]:
@@ -156,6 +158,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, class_names: tuple[str
     return state
 
 
+# twin: encnet_single_gpu/checkpoint.py
 def load_evaluated(path: str | os.PathLike, model: nn.Module, class_names: tuple[str, ...]) -> TrainState:
     """Fills the network with the weights that are evaluated: the running mean where the checkpoint has one.
 
@@ -169,6 +172,7 @@ def load_evaluated(path: str | os.PathLike, model: nn.Module, class_names: tuple
     return state
 
 
+# twin: encnet_single_gpu/checkpoint.py
 def load_for_finetune(
     path: str | os.PathLike,
     model: nn.Module,
@@ -204,6 +208,7 @@ def load_average(path: str | os.PathLike, average: WeightAverage) -> None:
     _fill(average.model, _tensors(path, "average."), path)
 
 
+# twin: encnet_single_gpu/checkpoint.py differs: only what is trained has moments
 def load_optimizer(path: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Fills the optimizer's moments of what is trained from a checkpoint.
 
@@ -223,6 +228,7 @@ def load_optimizer(path: str | os.PathLike, model: nn.Module, optimizer: torch.o
         optimizer.state[parameter][key] = value.detach()
 
 
+# twin: encnet_single_gpu/checkpoint.py
 def _refuse_other_moments(
     stored: dict[str, torch.Tensor], parameters: dict[str, torch.Tensor], path: str | os.PathLike
 ) -> None:
@@ -261,6 +267,7 @@ def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
+# twin: encnet_single_gpu/checkpoint.py
 def _open(path: str | os.PathLike) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")

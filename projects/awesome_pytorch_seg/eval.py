@@ -23,13 +23,14 @@ from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.checkpoint import load_network, read_experiment
 from awesome_pytorch_seg.data.transforms import centre_crop, normalize
 from awesome_pytorch_seg.losses import mean_cross_entropy
-from awesome_pytorch_seg.memory import keep_freed_memory
 from awesome_pytorch_seg.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale
 from awesome_pytorch_seg.runs import find_weights
 from common.cli import CommandParser, UserError, run_command
+from common.machine.memory import keep_freed_memory
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
+from common.runs.provenance import root_of_weights
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
@@ -68,8 +69,8 @@ def evaluate(
         image_loss, image_pixels = mean_cross_entropy(scores, label)
         loss_sum, valid_pixels = loss_sum + image_loss, valid_pixels + image_pixels
     model.train(was_training)
-    matrix.matrix = processes.sum_over_processes(matrix.matrix)
-    loss_sum, valid_pixels = processes.sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
+    matrix.matrix = processes.total(matrix.matrix)
+    loss_sum, valid_pixels = processes.total(np.array([loss_sum, valid_pixels], np.float64))
     require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
     loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
@@ -82,12 +83,14 @@ def main() -> None:
     device = processes.join(torch.cuda.is_available() and not args.no_cuda)
     weights = args.weights or find_weights(args.model, args.backbone, args.dataset, Path("output"))
     state, config = read_experiment(weights)
-    draw_toy_data(config.data, args.data)
-    data = with_root(config.data, args.data)
+    root = args.data or root_of_weights(weights, config.data.root)
+    draw_toy_data(config.data, root)
+    data = with_root(config.data, root)
     protocol = _protocol(args, config.eval)
     scores = plan_scores(weights, state.step, args.split, args.output, protocol.short_name)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
+    processes.say(f"evaluating {dataset.path}")
     model = load_network(weights, dataset.labels.class_names).to(device)
     result = evaluate(model, dataset, data, protocol)
     if processes.rank() == 0:

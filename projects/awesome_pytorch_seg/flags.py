@@ -1,11 +1,11 @@
-"""The words of train.py's command line, and which keys of the experiment they change."""
+"""The command line of train.py, and which keys of the experiment its options change."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from awesome_pytorch_seg.config import Config, config_names
@@ -40,8 +40,8 @@ FLAG_KEYS = {
 """Flags that set one key of the experiment to what is given."""
 
 
-def parse_args(description: str) -> argparse.Namespace:
-    """Reads the command line of train.py; run `--help` for the meaning of its words."""
+def parse_args(description: str, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line of train.py, or `words`; `--help` says what its options mean."""
     parser = CommandParser(description)
     _add_experiment(parser.add_argument_group("experiment"))
     _add_data_and_output(parser.add_argument_group("data and output"))
@@ -50,7 +50,7 @@ def parse_args(description: str) -> argparse.Namespace:
     _add_flags_of_the_original(parser.add_argument_group("flags of the original project"))
     # What old launchers pass to each process; torchrun and torch.distributed.launch say it in LOCAL_RANK as well.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(words)
     if args.resume and "=" in args.resume and not Path(args.resume).exists():  # `--resume key=value`: no path was meant
         args.overrides.append(args.resume)
         args.resume = "latest"
@@ -78,7 +78,7 @@ def _add_data_and_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     names = ", ".join(dataset.name for dataset in DATASETS)
     add("--dataset", metavar="NAME", help=f"data set (default: {DEFAULT_DATASET}): {names}")
-    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    add("--data", metavar="DIR", help="root of the data set (default: the config's; the run's with --resume)")
     add("--train-split", metavar="NAME", help="list to train on: train, trainval ... (default: the config's)")
     output_help = "where run folders go (default: output)"
     add("--output", "--save-dir", type=Path, default=Path("output"), metavar="DIR", help=output_help)
@@ -89,7 +89,7 @@ def _add_length(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--iters", type=int, metavar="N", help="updates in all; warm-up shrinks in proportion (default: the config's)")
     add("--epochs", type=int, metavar="N", help="length in passes over the training images (default: --iters)")
-    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
+    resume_help = "resume a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
     add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
     add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
 

@@ -51,6 +51,7 @@ class WeightAverage:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
 
+    # twin: encnet_single_gpu/optimizer.py
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Takes in the weights after update number `step`, counted from 0."""

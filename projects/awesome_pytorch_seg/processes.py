@@ -27,8 +27,8 @@ def join(use_cuda: bool) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
 
 
-def explain_loss(error: RuntimeError, step: int) -> None:
-    """Says of an error that comes from another process's end or silence where this process was.
+def explain_lost_peer(error: RuntimeError, step: int) -> None:
+    """Turns the error of a process that lost another one into a `UserError` that names this rank and step.
 
     Raises:
         UserError: It is such an error; others are left to the caller.
@@ -78,13 +78,22 @@ def agree(value: int) -> int:
     return int(shared)
 
 
-def sum_over_processes(values: np.ndarray) -> np.ndarray:
+def highest(value: int) -> int:
+    """The largest of the processes' values."""
+    if world_size() == 1:
+        return value
+    shared = torch.tensor([value], device=_device())
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
+
+
+def total(values: np.ndarray) -> np.ndarray:
     """The elementwise sum of the processes' arrays."""
     if world_size() == 1:
         return values
-    total = torch.from_numpy(values).to(_device())
-    dist.all_reduce(total)
-    return total.cpu().numpy()
+    shared = torch.from_numpy(values).to(_device())
+    dist.all_reduce(shared)
+    return shared.cpu().numpy()
 
 
 def share_buffers(model: nn.Module) -> None:

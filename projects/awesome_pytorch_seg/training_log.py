@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from awesome_pytorch_seg import processes
 from awesome_pytorch_seg.runs import RunPlan
@@ -22,7 +23,8 @@ class TrainingLog:
         plan: The run.
         loss_names: Parts of the loss.
         class_names: By train id.
-        step: Where the run starts or goes on; later rows are dropped.
+        step: Where the run starts or is resumed; later rows are dropped.
+        is_evaluated: Whether the evaluation of this step has been made; else its rows are dropped, too.
         env: For env.json.
         tensorboard: Whether TensorBoard's files are written too, into the folder `tensorboard`.
     """
@@ -33,13 +35,14 @@ class TrainingLog:
         loss_names: Sequence[str],
         class_names: tuple[str, ...],
         step: int,
+        is_evaluated: bool,
         env: RunEnvironment,
         tensorboard: bool,
     ):
         self.plan, self.class_names = plan, class_names
         columns = ("step", "epoch", "loss", *loss_names, "learning_rate", "grad_norm", "step_time_s", "data_time_s")
         self.log = RunLog(plan.folder, columns)
-        self.log.trim(step)
+        self.log.trim(step, None if is_evaluated else step - 1)
         self.log.start(config_to_text(plan.config), env)
         self.board = None
         if tensorboard:
@@ -74,9 +77,15 @@ class TrainingLog:
 
 
 def describe_run(
-    plan: RunPlan, train_set: ListDataset, val_set: ListDataset, device: torch.device, parameters: int, step: int
+    plan: RunPlan,
+    train_set: ListDataset,
+    val_set: ListDataset,
+    device: torch.device,
+    parameters: int,
+    step: int,
+    seen: Mapping[str, Any],
 ) -> RunEnvironment:
-    """What env.json says of a run that starts or goes on at `step`."""
+    """What env.json says of a run that starts or is resumed at `step`; `seen` is its data, see `data_seen`."""
     config, log, resumed = plan.config, RunLog(plan.folder), plan.checkpoint is not None
     weights = None if resumed else weight_file(config.model.backbone_weights, config.model.backbone)
     return RunEnvironment.here(
@@ -94,5 +103,6 @@ def describe_run(
         torch_threads=torch.get_num_threads(),
         trainable_parameters=parameters,
         **log.start_digests(resumed, backbone_weights=weights, finetune=config.model.finetune),
+        **seen,
         resumed_at_step=step,
     )

@@ -23,14 +23,15 @@ from common.cli import CommandParser, UserError, run_command
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
+from common.runs.provenance import root_of_weights
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
+from encnet_single_gpu import processes
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.inference import load_network, read_experiment
 from encnet_single_gpu.losses import mean_cross_entropy
 from encnet_single_gpu.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale
-from encnet_single_gpu.runs import require_one_process
 
 import numpy as np
 import torch
@@ -70,14 +71,16 @@ def evaluate(
 def main() -> None:
     """The command."""
     args = _parse_args()
-    require_one_process()
+    processes.join()
     state, config = read_experiment(args.weights)
-    draw_toy_data(config.data, args.data)
-    data = with_root(config.data, args.data)
+    root = args.data or root_of_weights(args.weights, config.data.root)
+    draw_toy_data(config.data, root)
+    data = with_root(config.data, root)
     protocol = EvalProtocol.named(args.protocol, max(config.augment.crop_size), data.mean, data.std)
     scores = plan_scores(args.weights, state.step, args.split, args.output, args.protocol)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
+    processes.say(f"evaluating {dataset.path}")
     labels = dataset.labels
     model = load_network(args.weights, labels.class_names)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -42,12 +42,12 @@ def command_parser(description: str) -> CommandParser:
     add("--paper", action="store_true", help="the paper's recipe, its batch through gradient accumulation")
     add("--background", action="store_true", help="ADE20K with its label 0 as class 0 of 151, not ignored")
     add = groups[DATA].add_argument
-    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
+    add("--data", metavar="DIR", help="root of the data set (default: the config's; the run's with --resume)")
     output_help = "where run folders go (default: output)"
     add("--output", type=Path, default=Path("output"), metavar="DIR", help=output_help)
     add = groups[LENGTH].add_argument
     add("--epochs", type=int, metavar="N", help="length in passes over the training images (default: --iters)")
-    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
+    resume_help = "resume a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
     add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
     add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
     add = groups[SPEED].add_argument

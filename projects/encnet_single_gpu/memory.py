@@ -1,9 +1,8 @@
-"""Memory: how many images fit at once, what is said when they do not, and how the C library keeps what is freed."""
+"""Memory: how many images fit at once, and what is said when they do not."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import resource
 import sys
@@ -16,9 +15,6 @@ import torch
 
 USABLE = 0.9  # of the memory that is free: evaluation, moments and fragments want some too
 FEWEST = 2  # images: batch normalisation after global pooling needs them
-# Parameters of glibc's mallopt, from malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-GROWTH_BYTES = 256 * 2**20
 
 
 def micro_batches(batch_size: int, micro_batch: int | None) -> list[slice]:
@@ -108,18 +104,3 @@ def memory_errors_explained(advice: str) -> Iterator[None]:
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):  # on a CPU
             raise UserError(f"out of memory: {advice}") from None
         raise
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory that it frees, in place of handing it back to the system and asking again.
-
-    A training step frees and takes the same large tensors each time, and the system clears every page that it gives:
-    a third of a step's time on one core. Only glibc has the switch; elsewhere nothing happens.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_TOP_PAD, GROWTH_BYTES)

@@ -48,6 +48,7 @@ class WeightAverage:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
 
+    # twin: awesome_pytorch_seg/optimizer.py
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Takes in the weights after update number `step`, counted from 0."""

@@ -5,32 +5,37 @@
     python train.py --model encnet --paper           # the paper's: 480 pixels, batch 16 through accumulation
     python train.py --model unet --crop-size 256 --fit-memory --amp bf16
     python train.py --config quickstart              # minutes on two CPU cores, with images that it draws itself
-    python train.py --resume                         # go on with the latest run under output/
+    python train.py --resume                         # resume the latest run under output/
 
 A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv,
-curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU).
+curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU). SIGTERM and SIGUSR1 end the update in
+flight, save last.safetensors and exit with 128 + the signal's number.
+
+Expected of the papers' recipes: results/README.md has their numbers, and our own runs beside them.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
 
 from common.cli import UserError, run_command
 from common.config.typed import config_to_text
-from common.files import atomic_write
+from common.machine.memory import keep_freed_memory
 from common.progress import Progress
-from common.run_log import Evaluation, RunLog, print_scores
+from common.run_log import Evaluation, RunLog, print_scores, show_evaluation
 from common.runs.environment import RunEnvironment
-from common.runs.reading import TABLE_HEADER, read_run, table_row
+from common.runs.plan import NonFiniteLoss, batch_lines, end_lines, held, stop_at_nonfinite_loss
+from common.runs.provenance import data_seen, refuse_other_data
+from common.runs.stopping import Stopped, StopSignals
+from common.samples.first_look import require_image_sides
 from common.samples.roots import draw_toy_data, open_list, toy_name, with_root
 from common.samples.stream import ValidPixels
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
+from encnet_single_gpu import processes
 from encnet_single_gpu.checkpoint import (
     TrainState,
     load_average,
@@ -42,23 +47,22 @@ from encnet_single_gpu.checkpoint import (
 from encnet_single_gpu.data.dataset import train_batches
 from encnet_single_gpu.eval import evaluate
 from encnet_single_gpu.flags import parse_args
-from encnet_single_gpu.losses import Normalisers, SegmentationLoss
+from encnet_single_gpu.losses import SegmentationLoss
 from encnet_single_gpu.lr_schedule import learning_rate
-from encnet_single_gpu.memory import keep_freed_memory, largest_micro_batch, memory_errors_explained, micro_batches
+from encnet_single_gpu.memory import largest_micro_batch, memory_errors_explained, micro_batches
 from encnet_single_gpu.models import build_model
 from encnet_single_gpu.models.backbones import load_backbone
 from encnet_single_gpu.models.layers import refuse_single_value_batch_norm
-from encnet_single_gpu.optimizer import WeightAverage, build_optimizer, set_learning_rate
-from encnet_single_gpu.protocol import EvalProtocol
-from encnet_single_gpu.runs import RunPlan, plan_run, require_one_process, say_batch
+from encnet_single_gpu.optimizer import WeightAverage, build_optimizer
+from encnet_single_gpu.protocol import EvalProtocol, smallest_scale
+from encnet_single_gpu.runs import RunPlan, plan_run
+from encnet_single_gpu.updates import LOSS_PARTS, Updater, memory_layout
 
 import numpy as np
 import torch
 from torch import nn
 
-LOSS_PARTS = ("seg", "aux", "se")  # 0 where the network has none of it
 TRAIN_COLUMNS = ("step", "epoch", "loss", *LOSS_PARTS, "learning_rate", "grad_norm", "step_time_s", "data_time_s")
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PROTOCOL = EvalProtocol()  # of the validations in training: one scale, the whole image
 
 
@@ -72,30 +76,32 @@ class Trainer:
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)
+        self.seen = data_seen(plan.data_root or config.data.root, self.data.root, self.train_set, self.val_set)
+        require_image_sides(self.val_set, lambda size: smallest_scale(size, PROTOCOL))
         self.labels = self.train_set.labels
         torch.manual_seed(config.train.seed)
-        self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         model = build_model(config.model.name, config.model.backbone, self.labels.num_classes, config.model.variant)
         if config.model.backbone_weights and plan.checkpoint is None:
             if not hasattr(model, "backbone"):
                 raise UserError(f"{config.model.name} has no backbone: leave --backbone-weights out")
             weights = weight_file(config.model.backbone_weights, config.model.backbone)
             require_same_input(weights, config.data.mean, config.data.std)
-            load_backbone(model.backbone, weights)
+            load_backbone(weights, model.backbone)
         if config.model.finetune and plan.checkpoint is None:
             data, names = config.data, self.labels.class_names
-            print(load_for_finetune(config.model.finetune, model, names, data.mean, data.std), flush=True)
-        self.model = model.to(device, memory_format=self.layout)
-        self.network = torch.compile(self.model) if config.train.compile else self.model
-        self.loss = SegmentationLoss(config.loss).to(device)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+            processes.say(load_for_finetune(config.model.finetune, model, names, data.mean, data.std))
+        self.model = model.to(device, memory_format=memory_layout(config.train.channels_last))
+        loss = SegmentationLoss(config.loss).to(device)
+        optimizer = build_optimizer(self.model, config.optimizer)
         decay = config.optimizer.ema_decay
         self.average = None if decay is None else WeightAverage(self.model, decay)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")
-        self.step, self.best_miou, self.best_step = 0, math.nan, 0
+        self.step, self.best_miou, self.best_step, self.is_evaluated = 0, math.nan, 0, True
         self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
-        if plan.checkpoint is not None:
-            self._load(plan.checkpoint)
+        state = None if plan.checkpoint is None else self._load(plan.checkpoint, optimizer)
+        refuse_other_data(plan.recorded, self.seen, plan.folder)
+        self.updater = Updater(self.model, loss, optimizer, self.average, config, device)
+        if state is not None and state.scaler:
+            self.updater.scaler.load_state_dict(state.scaler)
         self.log = RunLog(plan.folder, TRAIN_COLUMNS)
 
     @property
@@ -105,33 +111,32 @@ class Trainer:
 
     @property
     def dataset_name(self) -> str:
-        """For tables: the embedded data is not what it is in the format of."""
+        """The name for result tables: `toy_ade20k` where the toy data stand in for ADE20K."""
         data = self.config.data
         return f"toy_{data.dataset}" if toy_name(data) and not self.plan.data_root else data.dataset
 
     def fit_memory(self) -> None:
         """Sets the micro-batch to the largest that memory allows."""
         train = self.config.train
-        size = largest_micro_batch(self._step_on_noise, train.batch_size, self.device)
+        size = largest_micro_batch(self.updater.step_on_noise, train.batch_size, self.device)
+        self.updater.micro_batch = size
         self.config = dataclasses.replace(self.config, train=dataclasses.replace(train, micro_batch=size))
-        print(f"{size} of {train.batch_size} images fit into memory at once", flush=True)
+        processes.say(f"{size} of {train.batch_size} images fit into memory at once")
 
-    def run(self) -> None:
-        """Trains from the current step to the last, evaluating and saving on the way."""
-        train = self.config.train
-        parts = micro_batches(train.batch_size, train.micro_batch)
-        self._probe_normalisation(parts)
-        if len(parts) > 1:
-            sizes = "/".join(str(part.stop - part.start) for part in parts)
-            print(
-                f"a batch of {train.batch_size} goes through as {sizes}: the gradient is the whole batch's, but batch "
-                f"normalisation sees one micro-batch at a time",
-                flush=True,
-            )
+    def run(self, stop: StopSignals | None = None) -> None:
+        """Trains from the current step to the last, evaluating and saving on the way.
+
+        Raises:
+            Stopped: A signal of `stop` arrived; what was learnt is saved.
+        """
+        train, stop = self.config.train, stop or StopSignals()
+        self._look_at_the_cut()
         self._start_log()
         self.model.train()
         valid = ValidPixels()
         with Progress(train.iters, "train", "step", done=self.step) as bar:
+            if not self.is_evaluated:  # the run ended in the evaluation of its last checkpoint's step
+                self._evaluate(bar, stop)
             ready = time.perf_counter()
             for images, label, indices in train_batches(self.train_set, self.config, self.step):
                 loaded = time.perf_counter()
@@ -145,81 +150,71 @@ class Trainer:
                 bar.update()
                 if self.step % train.log_every == 0 or self.step == train.iters:
                     self._log_step(row, done - ready, loaded - ready)
-                if self.step == train.iters and self.plan.checkpoint is None:  # the last labels alone judge nothing
+                # A resumed run has seen only its last batches: too few to conclude that the labels are wrong.
+                if self.step == train.iters and self.plan.checkpoint is None:
                     valid.at_the_end()
-                self._evaluate_and_save(bar)
+                self._save_and_evaluate(bar, stop)
                 ready = time.perf_counter()
 
+    def _look_at_the_cut(self) -> None:
+        """Says how a batch is cut; refuses a part of one image where normalisation would see one value per channel."""
+        train = self.config.train
+        sizes = [part.stop - part.start for part in micro_batches(train.batch_size, train.micro_batch)]
+        if min(sizes) == 1:
+            advice = "give a --batch-size and --micro-batch that leave no image alone"
+            with refuse_single_value_batch_norm(self.model, advice):
+                self.updater.step_on_noise(1)
+        if len(sizes) > 1:
+            processes.say(
+                f"a batch of {train.batch_size} goes through as {'/'.join(map(str, sizes))}: the gradient is the whole "
+                f"batch's, but batch normalisation sees one micro-batch at a time"
+            )
+
     def _update(self, images: np.ndarray, label: np.ndarray, indices: np.ndarray) -> dict[str, float]:
-        """One optimizer step over all micro-batches of a batch. Returns what is logged of it."""
-        train, optimizer = self.config.train, self.config.optimizer
-        rate = learning_rate(self.step, train.iters, optimizer)
-        set_learning_rate(self.optimizer, rate)
-        torch.manual_seed(train.seed * 2**32 + self.step)  # dropout, the same in a resumed run
-        label = torch.from_numpy(label).to(self.device)
-        counts = self.loss.count(label)
-        value, parts = 0.0, dict.fromkeys(LOSS_PARTS, 0.0)
-        for part in micro_batches(train.batch_size, train.micro_batch):
-            loss, loss_parts = self._gradients(torch.from_numpy(images[part]), label[part], counts)
-            value += loss
-            parts |= {name: parts[name] + float(x.detach()) for name, x in loss_parts.items()}
-            if not math.isfinite(value):
-                self._stop_at_nonfinite_loss(value, indices)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_norm or math.inf)
-        self.scaler.step(self.optimizer)  # left out where fp16 gradients overflowed
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update(self.model, self.step)
-        return {"loss": value, **parts, "learning_rate": rate, "grad_norm": float(norm)}
+        """One update from images (B, 3, h, w), label (B, h, w) and indices (B,). Returns what is logged of it."""
+        try:
+            loss, parts = self.updater.gradients(images, label, self.step)
+        except NonFiniteLoss as error:
+            names = [self.train_set.pairs[int(index)].image for index in indices]
+            stop_at_nonfinite_loss(self.plan.folder, self.step + 1, error.value, names, "--learning-rate")
+            raise
+        rate = learning_rate(self.step, self.config.train.iters, self.config.optimizer)
+        norm = self.updater.apply(rate)
+        return {"loss": loss, **parts, "learning_rate": rate, "grad_norm": norm}
 
-    def _gradients(self, images: torch.Tensor, label: torch.Tensor, counts: Normalisers) -> tuple[float, dict]:
-        """Adds the gradients of a micro-batch to the parameters. Returns its loss and the loss's parts."""
-        total, parts = self._loss_of(self.network, images, label, counts)
-        self.scaler.scale(total).backward()
-        return float(total.detach()), parts
+    def _save_and_evaluate(self, bar: Progress, stop: StopSignals) -> None:
+        """Saves before it evaluates, so that nothing trained is lost to a failing or interrupted evaluation."""
+        train = self.config.train
+        self.is_evaluated = self.step % train.eval_every != 0 and self.step != train.iters
+        if stop.number or not self.is_evaluated or self.step % train.checkpoint_every == 0:
+            self._save_last()
+        if stop.number:
+            raise Stopped(stop.number)
+        if not self.is_evaluated:
+            self._evaluate(bar, stop)
 
-    def _loss_of(
-        self, network: nn.Module, images: torch.Tensor, label: torch.Tensor, counts: Normalisers | None = None
-    ) -> tuple[torch.Tensor, dict]:
-        amp = self.config.train.amp
-        images = images.to(self.device, memory_format=self.layout)  # (b, 3, h, w)
-        with torch.autocast(self.device.type, AMP_TYPES.get(amp), enabled=amp is not None):
-            outputs = network(images)
-        return self.loss(outputs, label, counts)
-
-    def _step_on_noise(self, sources: int) -> None:
-        """Forward and backward of random images on a copy of the network, to see whether that works."""
-        model = copy.deepcopy(self.model).train()
-        images = torch.randn(sources, 3, *self.config.augment.crop_size, device=self.device)
-        label = torch.zeros(sources, *self.config.augment.crop_size, dtype=torch.int64, device=self.device)
-        self._loss_of(model, images, label)[0].backward()
-
-    def _probe_normalisation(self, parts: list[slice]) -> None:
-        """Refuses a part of one image where normalisation after global pooling would get one value per channel."""
-        if min(part.stop - part.start for part in parts) > 1:
-            return
-        advice = "give a --batch-size and --micro-batch that leave no image alone"
-        with refuse_single_value_batch_norm(self.model, advice):
-            self._step_on_noise(1)
-
-    def _evaluate_and_save(self, bar: Progress) -> None:
-        train, last = self.config.train, self.step == self.config.train.iters
-        evaluates = self.step % train.eval_every == 0 or last
-        if evaluates:
+    def _evaluate(self, bar: Progress, stop: StopSignals) -> None:
+        with stop.at_once():
             result = evaluate(self.evaluated, self.val_set, self.data, PROTOCOL, f"val at {self.step}")
-            miou = result.matrix.mean_iou()
-            is_best = not miou <= self.best_miou  # also when there was none before
-            if is_best:
-                self.best_miou, self.best_step = miou, self.step
-            self._log_eval(result, bar)
-            if is_best:
-                save_checkpoint(self.plan.folder / "best.safetensors", self.evaluated, self._state())
-        if evaluates or self.step % train.checkpoint_every == 0:
-            path = self.plan.folder / "last.safetensors"
-            save_checkpoint(path, self.model, self._state(), self.optimizer, self.average)
-        if last:
+        miou, self.is_evaluated = result.matrix.mean_iou(), True
+        is_best = math.isnan(self.best_miou) or miou > self.best_miou
+        if is_best:
+            self.best_miou, self.best_step = miou, self.step
+        self._log_eval(result)
+        if is_best:
+            save_checkpoint(self.plan.folder / "best.safetensors", self.evaluated, self._state())
+        self._save_last()
+        self._show_eval(result, bar)
+
+    # twin: awesome_pytorch_seg/train.py
+    def _save_last(self) -> None:
+        path = self.plan.folder / "last.safetensors"
+        save_checkpoint(path, self.model, self._state(), self.updater.optimizer, self.average)
+
+    def _show_eval(self, result: Evaluation, bar: Progress) -> None:
+        show_evaluation(bar, self.step, result, self.best_miou, self.best_step)
+        if self.step == self.config.train.iters:
+            bar.close()  # what is printed now stands below it
             print_scores(result, self.labels.class_names, PROTOCOL, "val")
 
     def _state(self) -> TrainState:
@@ -231,21 +226,22 @@ class Trainer:
             class_names=self.labels.class_names,
             mean=self.config.data.mean,
             std=self.config.data.std,
-            scaler=self.scaler.state_dict(),
+            scaler=self.updater.scaler.state_dict(),
             palette=tuple(map(tuple, self.labels.palette.tolist())),
+            is_evaluated=self.is_evaluated,
         )
 
-    def _load(self, checkpoint: Path) -> None:
+    def _load(self, checkpoint: Path, optimizer: torch.optim.Optimizer) -> TrainState:
         state = load_model(checkpoint, self.model, self.labels.class_names)
-        load_optimizer(checkpoint, self.model, self.optimizer)
+        load_optimizer(checkpoint, self.model, optimizer)
         if self.average is not None:
             load_average(checkpoint, self.average)
-        if state.scaler:
-            self.scaler.load_state_dict(state.scaler)
         self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
+        self.is_evaluated = state.is_evaluated
+        return state
 
     def _start_log(self) -> None:
-        self.log.trim(self.step)
+        self.log.trim(self.step, None if self.is_evaluated else self.step - 1)
         model, resumed = self.config.model, self.plan.checkpoint is not None
         weights = None if resumed else weight_file(model.backbone_weights, model.backbone)
         env = RunEnvironment.here(
@@ -263,6 +259,7 @@ class Trainer:
             torch_threads=torch.get_num_threads(),
             trainable_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             **self.log.start_digests(resumed, backbone_weights=weights, finetune=model.finetune),
+            **self.seen,
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)
@@ -273,61 +270,46 @@ class Trainer:
         epoch = self.step * self.config.train.batch_size / len(self.train_set)
         self.log.log_train({"step": self.step, "epoch": f"{epoch:.3f}", **values, **times})
 
-    def _log_eval(self, result: Evaluation, bar: Progress) -> None:
+    def _log_eval(self, result: Evaluation) -> None:
         self.log.log_eval(self.step, "val", str(PROTOCOL), result, self.labels.class_names)
         self.log.draw_curve(f"{self.plan.config_name}, {self.dataset_name} val, {PROTOCOL}")
-        miou_percent, iters = 100 * result.matrix.mean_iou(), self.config.train.iters
-        bar.event(
-            f"step {self.step}/{iters}: val mIoU {miou_percent:.2f} %  loss {result.loss:.4f}  "
-            f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
-            step=self.step,
-            total=iters,
-            val_miou_percent=miou_percent,
-            val_loss=result.loss,
-            best_miou_percent=100 * self.best_miou,
-            best_step=self.best_step,
-        )
-
-    def _stop_at_nonfinite_loss(self, value: float, indices: np.ndarray) -> None:
-        names = [str(self.train_set.pairs[int(index)].image) for index in indices]
-        path = self.plan.folder / f"nonfinite_loss_step{self.step + 1}.json"
-        with atomic_write(path) as stream:
-            json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
-        raise UserError(
-            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's images are in {path}; "
-            f"lower --learning-rate, or look at those images; checkpoints are untouched"
-        )
 
 
 def main() -> None:
     """The command."""
     args = parse_args(__doc__)
-    require_one_process()
-    plan = plan_run(args)
-    if plan.is_finished:
-        print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
-        return
-    keep_freed_memory()
-    say_batch(plan)
-    advice = f"go on with --resume {plan.folder} and a smaller --micro-batch, or start anew with a smaller --crop-size"
+    with StopSignals() as stop:
+        processes.join()
+        with stop.at_once():
+            plan = plan_run(args)
+        if plan.is_finished:
+            processes.say(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
+            return
+        keep_freed_memory()
+        with held(plan.folder), stop.explained(plan.folder, processes.say):
+            _train(plan, args.fit_memory, stop)
+
+
+def _train(plan: RunPlan, fit_memory: bool, stop: StopSignals) -> None:
+    for line in batch_lines(plan, world_size=1, micro_batches=1):
+        processes.say(line)
+    advice = f"resume with --resume {plan.folder} and a smaller --micro-batch, or start anew with a smaller --crop-size"
     with memory_errors_explained(advice):
-        trainer = Trainer(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        if args.fit_memory:
-            trainer.fit_memory()
-        trainer.run()
-    _print_end(trainer)
-
-
-def _print_end(trainer: Trainer) -> None:
-    folder, share = trainer.plan.folder, trainer.data_seconds / trainer.seconds
-    print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
-    if share > 0.2:
-        print(f"warning: loading is the bottleneck: raise --num-workers (now {trainer.config.train.num_workers})")
+        with stop.at_once():
+            trainer = Trainer(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            if fit_memory:
+                trainer.fit_memory()
+        trainer.run(stop)
     if trainer.device.type == "cuda":
         print(f"most GPU memory in use: {torch.cuda.max_memory_allocated(trainer.device) / 2**30:.1f} GiB")
-    print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
-    print(f"{TABLE_HEADER}\n{table_row(read_run(folder))}")
-    print(f"curve: {folder}/curve.png")
+    for line in _end(trainer):
+        print(line)
+
+
+def _end(trainer: Trainer) -> list[str]:
+    workers = f"--num-workers (now {trainer.config.train.num_workers})"
+    times = (trainer.seconds, trainer.data_seconds)
+    return end_lines(trainer.plan.folder, *times, workers, trainer.best_miou, trainer.best_step)
 
 
 if __name__ == "__main__":

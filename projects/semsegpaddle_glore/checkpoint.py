@@ -7,7 +7,6 @@ Nothing in such a file can be executed. It is written to a temporary file, synce
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -18,11 +17,13 @@ from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
-from common.weights.header import header_from_json, require_classes
+from common.weights.header import checkpoint_header, header_from_json, require_classes, state_in_header
 from common.weights.package import package_of, read_package
 from common.weights.pdparams import is_paddle_file, read_pdparams
-from semsegpaddle_glore.config import Config
+from semsegpaddle_glore.config import Config, word_vectors_file
+from semsegpaddle_glore.models import Segmentor, build_model
 from semsegpaddle_glore.models.backbones.efficientnet_lite import from_torch_names
+from semsegpaddle_glore.word_embeddings import read_word_embeddings
 
 import numpy as np
 import paddle
@@ -47,6 +48,7 @@ class TrainState:
         class_names: By train id.
         scaler: State of the loss scaling; empty where there is none.
         palette: RGB by train id, 0..255; None in files written before it was kept.
+        is_evaluated: False in what is saved before the evaluation of its step, which a resumed run then makes first.
     """
 
     step: int
@@ -56,30 +58,33 @@ class TrainState:
     class_names: tuple[str, ...]
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
     palette: tuple[tuple[int, int, int], ...] | None = None
+    is_evaluated: bool = True
 
 
 def save_checkpoint(
     path: str | os.PathLike,
     model: nn.Layer,
-    optimizer: paddle.optimizer.Optimizer,
     state: TrainState,
-    resumable: bool = True,
+    optimizer: paddle.optimizer.Optimizer | None = None,
 ) -> None:
-    """Writes the model, the optimizer's moments (if `resumable`) and `state` to one file, whole or not at all."""
+    """Writes the network and `state`, and the optimizer's moments if it is given, whole or not at all.
+
+    Weights are float32: of a model that holds float16 copies (AMP O2) the optimizer's own.
+    """
     tensors = {f"model.{name}": value for name, value in float32_weights(model, optimizer).items()}
-    if resumable:
+    if optimizer is not None:
         tensors |= {f"optimizer.{name}": value for name, value in _moments(model, optimizer).items()}
-    header = {FORMAT: json.dumps(dataclasses.asdict(state))}  # one entry: several are written in random order
     with atomic_write(path, "wb") as stream:
-        stream.write(safetensors.numpy.save(tensors, metadata=header))
+        stream.write(safetensors.numpy.save(tensors, metadata=checkpoint_header(FORMAT, state)))
 
 
-def float32_weights(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
+def float32_weights(model: nn.Layer, optimizer: paddle.optimizer.Optimizer | None) -> dict[str, np.ndarray]:
     """The model's tensors; where it holds a float16 copy (AMP O2), the optimizer's own float32 weight."""
-    masters = optimizer.state_dict().get("master_weights", {})
+    masters = {} if optimizer is None else optimizer.state_dict().get("master_weights", {})
     return {name: _float32(masters.get(value.name, value)) for name, value in model.state_dict().items()}
 
 
+# twin: stdc_seg/checkpoint.py
 def read_state(path: str | os.PathLike) -> TrainState:
     """Reads what a checkpoint says besides tensors.
 
@@ -87,12 +92,60 @@ def read_state(path: str | os.PathLike) -> TrainState:
         UserError: The file is missing, damaged, or no checkpoint of this project.
     """
     with _open(path) as file:
-        header = file.metadata() or {}
-    if FORMAT not in header:
+        text = state_in_header(file.metadata() or {}, FORMAT)
+    if text is None:
         raise UserError(
             f"{path}: not a checkpoint of semsegpaddle_glore (plain weights? give them as model.backbone_weights)"
         )
-    return header_from_json(TrainState, header[FORMAT], path)
+    return header_from_json(TrainState, text, path)
+
+
+def build_network(
+    config: Config, class_names: tuple[str, ...], checkpoint: str | os.PathLike | None = None
+) -> Segmentor:
+    """The network of an experiment with random weights.
+
+    GINet's word vectors are read from their file; or taken from the `checkpoint` that will fill the network, which has
+    them, so that the file is not needed again.
+
+    Raises:
+        UserError: A part of the network that does not exist; no vector for a class; a checkpoint of other classes.
+    """
+    if checkpoint is not None:
+        require_classes(checkpoint, read_state(checkpoint).class_names, class_names)
+    return build_model(
+        config.model.name,
+        config.model.backbone,
+        len(class_names),
+        output_stride=config.model.output_stride,
+        multi_grid=config.model.multi_grid,
+        word_embeddings=_word_vectors(config, class_names, checkpoint),
+        aux=config.loss.aux_weight > 0,
+        first_block_dilated=config.model.first_block_dilated,
+        head_norm_momentum=config.model.head_norm_momentum,
+        pyramid_channels=config.model.pyramid_channels,
+    )
+
+
+def load_network(
+    path: str | os.PathLike, class_names: tuple[str, ...] | None = None, config: Config | None = None
+) -> Segmentor:
+    """The network of a checkpoint, filled and in evaluation mode.
+
+    Args:
+        path: A file of train.py.
+        class_names: Those of the data that the network will meet; None takes the checkpoint's own.
+        config: Its experiment, where that is changed; None takes the checkpoint's own.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or made for other classes or another network.
+    """
+    state = read_state(path)
+    config = config or config_from_text(Config, state.config_text, f"config in {path}")
+    model = build_network(config, state.class_names, path)
+    load_model(path, model, class_names or state.class_names)
+    model.eval()
+    return model
 
 
 def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str, ...]) -> TrainState:
@@ -201,6 +254,7 @@ def read_tensors(path: str | os.PathLike, prefix: str = "") -> dict[str, np.ndar
             raise UserError(f"{path}: numbers of a type that is not read ({error}): convert them to float32") from None
 
 
+# twin: stdc_seg/checkpoint.py
 def _refuse_other_moments(
     stored: dict[str, np.ndarray], parameters: dict[str, paddle.Tensor], path: str | os.PathLike
 ) -> None:
@@ -213,6 +267,7 @@ def _refuse_other_moments(
         raise UserError(f"{path}: lacks a part of the optimizer's state: resume from a whole file")
 
 
+# twin: stdc_seg/checkpoint.py
 def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     wanted = model.state_dict()
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
@@ -233,6 +288,16 @@ def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLi
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in tensors.items()})
 
 
+def _word_vectors(
+    config: Config, class_names: tuple[str, ...], checkpoint: str | os.PathLike | None
+) -> np.ndarray | None:
+    if config.model.name != "ginet":
+        return None
+    if checkpoint is None:
+        return read_word_embeddings(word_vectors_file(config.model), class_names)
+    return read_tensors(checkpoint, "model.decode_head.").get("word_embeddings")
+
+
 def _moments(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
     """The optimizer's moments as "<the network's own parameter name>.<moment>".
 
@@ -247,6 +312,7 @@ def _moments(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str
     return tensors
 
 
+# twin: stdc_seg/checkpoint.py
 def _open(path: str | os.PathLike) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")

@@ -26,15 +26,15 @@ from common.labels import IGNORE
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
+from common.runs.provenance import root_of_weights
 from common.samples.list_dataset import ListDataset, Sample
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
 from common.weights.header import require_classes
-from semsegpaddle_glore.checkpoint import read_state
+from semsegpaddle_glore import processes
+from semsegpaddle_glore.checkpoint import load_network, read_state
 from semsegpaddle_glore.config import Config, multi_scales, options_of_file, parse_overrides, read_config, take_options
 from semsegpaddle_glore.data.transforms import normalize
-from semsegpaddle_glore.devices import join_processes, require_gpu
-from semsegpaddle_glore.networks import load_network
 from semsegpaddle_glore.protocol import EvalProtocol, class_scores
 
 import numpy as np
@@ -72,8 +72,8 @@ def evaluate(
     if was_training:
         model.train()
     if world_size > 1:
-        matrix.matrix = _sum_over_processes(matrix.matrix)
-        loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
+        matrix.matrix = processes.total(matrix.matrix)
+        loss_sum, valid_pixels = processes.total(np.array([loss_sum, valid_pixels], np.float64))
     require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
     loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
@@ -100,21 +100,23 @@ def main() -> None:
     if weights is None:
         raise UserError("no weights to evaluate: give --weights FILE (or TEST.TEST_MODEL FILE)")
     if args.use_gpu:
-        require_gpu()
-    join_processes()
+        processes.require_gpu()
+    processes.join()
     state = read_state(weights)
     config = _config_of(weights, args.config, words)
     if args.multi_scales:
         protocol = dataclasses.replace(config.eval, scales=multi_scales(config.data.dataset))
         config = dataclasses.replace(config, eval=protocol)
-    draw_toy_data(config.data, args.data)
-    data = with_root(config.data, args.data)
+    root = args.data or root_of_weights(weights, config.data.root)
+    draw_toy_data(config.data, root)
+    data = with_root(config.data, root)
     scores = plan_scores(weights, state.step, args.split, output, config.eval.short_name)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
+    processes.say(f"evaluating {dataset.path}")
     class_names = dataset.labels.class_names
     require_classes(weights, state.class_names, class_names)
-    model = load_network(weights, config)
+    model = load_network(weights, config=config)
     read_ahead = args.use_mpio or config.train.num_workers > 0
     result = evaluate(model, dataset, data, config.eval, read_ahead=read_ahead)
     if dist.get_rank() == 0:
@@ -151,12 +153,6 @@ def _samples(dataset: ListDataset, indices: Sequence[int], read_ahead: bool) -> 
             coming.append(pool.submit(dataset.load, index))
             yield coming.pop(0).result()
         yield from (future.result() for future in coming)
-
-
-def _sum_over_processes(values: np.ndarray) -> np.ndarray:
-    total = paddle.to_tensor(values)
-    dist.all_reduce(total)
-    return total.numpy()
 
 
 def _parse_args() -> argparse.Namespace:

@@ -37,7 +37,7 @@ from common.weights.exported import (
     require_agreement,
     run_isolated,
 )
-from semsegpaddle_glore.checkpoint import read_state
+from semsegpaddle_glore.checkpoint import load_network, read_state
 from semsegpaddle_glore.config import Config
 from semsegpaddle_glore.inference import (
     InferenceNetwork,
@@ -45,7 +45,6 @@ from semsegpaddle_glore.inference import (
     PaddleNetwork,
     read_checkpoint_info,
 )
-from semsegpaddle_glore.networks import load_network
 from semsegpaddle_glore.protocol import SMALLEST_INPUT
 
 import paddle

@@ -20,9 +20,8 @@ from common.runs.environment import git_commit
 from common.samples.roots import labels_of
 from common.weights import exported
 from common.weights.exported import Network, palette_of
-from semsegpaddle_glore.checkpoint import read_state
+from semsegpaddle_glore.checkpoint import load_network, read_state
 from semsegpaddle_glore.config import Config
-from semsegpaddle_glore.networks import load_network
 from semsegpaddle_glore.protocol import EvalProtocol, Model
 
 import numpy as np

@@ -35,7 +35,6 @@ from common.images.outputs import (
 from common.labels import labels_of_format
 from common.samples.list_dataset import require_sides
 from semsegpaddle_glore.data.transforms import normalize
-from semsegpaddle_glore.devices import require_gpu
 from semsegpaddle_glore.inference import (
     ModelInfo,
     Network,
@@ -44,6 +43,7 @@ from semsegpaddle_glore.inference import (
     as_model,
     read_checkpoint_info,
 )
+from semsegpaddle_glore.processes import require_gpu
 from semsegpaddle_glore.protocol import class_scores, smallest_scale
 
 import numpy as np

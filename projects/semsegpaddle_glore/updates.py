@@ -6,14 +6,14 @@ import contextlib
 import copy
 from typing import Any
 
+from common.runs.plan import require_finite
+from semsegpaddle_glore import processes
 from semsegpaddle_glore.checkpoint import float32_weights
-from semsegpaddle_glore.devices import on_gpu
 from semsegpaddle_glore.losses import Normalisers, SegmentationLoss
 from semsegpaddle_glore.models import Segmentor
 
 import numpy as np
 import paddle
-import paddle.distributed as dist
 
 
 class Updater:
@@ -44,15 +44,15 @@ class Updater:
     ):
         self.loss, self.optimizer = loss, optimizer
         self.seed, self.accumulate = seed, accumulate
-        self.amp = amp if on_gpu() else None
+        self.amp = amp if processes.on_gpu() else None
         self.scaler = paddle.amp.GradScaler(enable=self.amp is not None)
         self.model = model
-        if dist.get_world_size() > 1 and on_gpu():
+        if processes.world_size() > 1 and processes.on_gpu():
             self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._float32_copy = copy.deepcopy(self.model) if self.amp == "O2" else None
         if self.amp == "O2":
             self.model, _ = paddle.amp.decorate(self.model, self.optimizer, level="O2")
-        self._network = paddle.DataParallel(self.model) if dist.get_world_size() > 1 else self.model
+        self._network = paddle.DataParallel(self.model) if processes.world_size() > 1 else self.model
 
     def gradients(self, images: np.ndarray, label: np.ndarray, step: int) -> tuple[float, dict[str, float]]:
         """Adds the gradients of a batch to the parameters.
@@ -61,8 +61,11 @@ class Updater:
 
         Returns:
             The loss and its parts: this process's share of the batch's, times the number of processes.
+
+        Raises:
+            NonFiniteLoss: Before the gradients of such a loss reach anything.
         """
-        paddle.seed(_step_seed(self.seed, step, dist.get_rank()))
+        paddle.seed(_step_seed(self.seed, step, processes.rank()))
         counts = self._counts_of_the_batch(label)
         total, parts = 0.0, {}
         pieces = zip(np.array_split(images, self.accumulate), np.array_split(label, self.accumulate), strict=True)
@@ -72,11 +75,12 @@ class Updater:
                     outputs = self._network(paddle.to_tensor(some_images))
                 outputs = {name: _as_float32(value) for name, value in outputs.items()}
                 loss, loss_parts = self.loss(outputs, paddle.to_tensor(some_label), counts)
+                total += require_finite(float(loss))
                 self.scaler.scale(loss).backward()
-            total += float(loss)
             parts = {name: parts.get(name, 0.0) + float(value) for name, value in loss_parts.items()}
         return total, parts
 
+    # twin: stdc_seg/updates.py differs: there the loss is not scaled
     def apply(self, rate: float) -> None:
         """Updates the weights with the learning rate `rate` and clears the gradients."""
         self.optimizer.set_lr(rate)
@@ -106,15 +110,15 @@ class Updater:
     def _counts_of_the_batch(self, label: np.ndarray) -> Normalisers:
         """Of the whole batch, over its number of processes: Paddle averages their gradients, and so adds them up."""
         counts = self.loss.count(label)
-        if dist.get_world_size() == 1:
+        if processes.world_size() == 1:
             return counts
-        total = paddle.to_tensor(counts, dtype="float64")
-        dist.all_reduce(total)
-        return Normalisers(*(total / dist.get_world_size()).tolist())
+        total = processes.total(np.array(counts, np.float64))
+        return Normalisers(*(total / processes.world_size()).tolist())
 
+    # twin: stdc_seg/updates.py
     def _exchange_gradients(self, now: bool) -> contextlib.AbstractContextManager:
         """With several processes gradients are exchanged once per update, in the last micro-batch."""
-        if now or dist.get_world_size() == 1:
+        if now or processes.world_size() == 1:
             return contextlib.nullcontext()
         return self._network.no_sync()
 

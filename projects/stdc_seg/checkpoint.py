@@ -7,18 +7,20 @@ Nothing in such a file can be executed. It is written to a temporary file, synce
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from common.cli import UserError
+from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
-from common.weights.header import header_from_json, require_classes
+from common.weights.header import checkpoint_header, header_from_json, require_classes, state_in_header
 from common.weights.pdparams import is_paddle_file, read_pdparams
+from stdc_seg.config import Config
+from stdc_seg.models import STDCSeg, build_model
 
 import numpy as np
 import paddle
@@ -43,6 +45,7 @@ class TrainState:
         mean: Of RGB images scaled to 0..1.
         std: Likewise.
         palette: RGB by train id, 0..255; None in files written before it was kept.
+        is_evaluated: False in what is saved before the evaluation of its step, which a resumed run then makes first.
     """
 
     step: int
@@ -53,20 +56,21 @@ class TrainState:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     palette: tuple[tuple[int, int, int], ...] | None = None
+    is_evaluated: bool = True
 
 
 def save_checkpoint(
-    path: str | os.PathLike, model: nn.Layer, optimizer: paddle.optimizer.Optimizer | None, state: TrainState
+    path: str | os.PathLike, model: nn.Layer, state: TrainState, optimizer: paddle.optimizer.Optimizer | None = None
 ) -> None:
-    """Writes model, optimizer state (if given) and `state` to one file, whole or not at all."""
+    """Writes the network and `state`, and the optimizer's moments if it is given, whole or not at all."""
     tensors = {f"model.{name}": _to_numpy(value) for name, value in model.state_dict().items()}
     if optimizer is not None:
         tensors |= {f"optimizer.{name}": value for name, value in _optimizer_tensors(model, optimizer).items()}
-    header = {"format": FORMAT, "state": json.dumps(dataclasses.asdict(state))}
     with atomic_write(path, "wb") as stream:
-        stream.write(safetensors.numpy.save(tensors, metadata=header))
+        stream.write(safetensors.numpy.save(tensors, metadata=checkpoint_header(FORMAT, state)))
 
 
+# twin: semsegpaddle_glore/checkpoint.py
 def read_state(path: str | os.PathLike) -> TrainState:
     """Reads what a checkpoint says besides tensors.
 
@@ -74,10 +78,28 @@ def read_state(path: str | os.PathLike) -> TrainState:
         UserError: The file is missing, damaged, or no checkpoint of this project.
     """
     with _open(path) as file:
-        header = file.metadata() or {}
-    if header.get("format") != FORMAT:
+        text = state_in_header(file.metadata() or {}, FORMAT)
+    if text is None:
         raise UserError(f"{path}: not a checkpoint of stdc_seg (plain weights? give them as model.backbone_weights)")
-    return header_from_json(TrainState, header.get("state"), path)
+    return header_from_json(TrainState, text, path)
+
+
+def load_network(path: str | os.PathLike, class_names: tuple[str, ...] | None = None) -> STDCSeg:
+    """The network of a checkpoint, filled and in evaluation mode.
+
+    Args:
+        path: A file of train.py.
+        class_names: Those of the data that the network will meet; None takes the checkpoint's own.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or made for other classes.
+    """
+    state = read_state(path)
+    config = config_from_text(Config, state.config_text, f"config in {path}")
+    model = build_model(config.model.name, num_classes=len(state.class_names))
+    load_model(path, model, class_names or state.class_names)
+    model.eval()
+    return model
 
 
 def load_model(path: str | os.PathLike, model: nn.Layer, class_names: tuple[str, ...]) -> TrainState:
@@ -160,6 +182,7 @@ def load_for_finetune(
     return said(path, shapes, taken)
 
 
+# twin: semsegpaddle_glore/checkpoint.py
 def _refuse_other_moments(
     stored: dict[str, np.ndarray], parameters: dict[str, paddle.Tensor], path: str | os.PathLike
 ) -> None:
@@ -172,6 +195,7 @@ def _refuse_other_moments(
         raise UserError(f"{path}: lacks a part of the optimizer's state: resume from a whole file")
 
 
+# twin: semsegpaddle_glore/checkpoint.py
 def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     wanted = model.state_dict()
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
@@ -215,6 +239,7 @@ def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: numbers of a type that is not read ({error}): convert them to float32") from None
 
 
+# twin: semsegpaddle_glore/checkpoint.py
 def _open(path: str | os.PathLike) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")

@@ -23,16 +23,17 @@ from common.config.typed import config_from_text
 from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
+from common.runs.provenance import root_of_weights
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
+from stdc_seg import processes
 from stdc_seg.checkpoint import load_model, read_state
 from stdc_seg.config import Config
 from stdc_seg.data.transforms import normalize
 from stdc_seg.losses import mean_cross_entropy
 from stdc_seg.models import build_model
 from stdc_seg.protocol import EvalProtocol, class_scores, smallest_scale
-from stdc_seg.runs import join_processes
 
 import numpy as np
 import paddle
@@ -73,8 +74,8 @@ def evaluate(
     if was_training:
         model.train()
     if world_size > 1:
-        matrix.matrix = _sum_over_processes(matrix.matrix)
-        loss_sum, valid_pixels = _sum_over_processes(np.array([loss_sum, valid_pixels], np.float64))
+        matrix.matrix = processes.total(matrix.matrix)
+        loss_sum, valid_pixels = processes.total(np.array([loss_sum, valid_pixels], np.float64))
     require_valid_pixels(valid_pixels, [pair.label for pair in dataset.pairs])
     loss = float(loss_sum / valid_pixels)
     return Evaluation(matrix, loss, len(dataset), time.perf_counter() - start)
@@ -83,11 +84,12 @@ def evaluate(
 def main() -> None:
     """The command."""
     args = _parse_args()
-    join_processes()
+    processes.join()
     state = read_state(args.weights)
     config = config_from_text(Config, state.config_text, f"config in {args.weights}")
-    draw_toy_data(config.data, args.data)
-    data = with_root(config.data, args.data)
+    root = args.data or root_of_weights(args.weights, config.data.root)
+    draw_toy_data(config.data, root)
+    data = with_root(config.data, root)
     protocol = config.eval
     if args.input_scale is not None:
         protocol = dataclasses.replace(protocol, input_scale=args.input_scale)
@@ -98,6 +100,7 @@ def main() -> None:
     scores = plan_scores(args.weights, state.step, args.split, args.output, protocol.short_name)
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
+    processes.say(f"evaluating {dataset.path}")
     labels = dataset.labels
     model = build_model(config.model.name, num_classes=labels.num_classes)
     load_model(args.weights, model, labels.class_names)
@@ -126,12 +129,6 @@ def _parse_args() -> argparse.Namespace:
     add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
     add("--flip", action="store_true", help="average with the mirrored image")
     return parser.parse_args()
-
-
-def _sum_over_processes(values: np.ndarray) -> np.ndarray:
-    total = paddle.to_tensor(values)
-    dist.all_reduce(total)
-    return total.numpy()
 
 
 if __name__ == "__main__":

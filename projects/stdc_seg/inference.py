@@ -19,9 +19,8 @@ from common.runs.environment import git_commit
 from common.samples.roots import labels_of
 from common.weights import exported
 from common.weights.exported import Network, palette_of
-from stdc_seg.checkpoint import load_model, read_state
+from stdc_seg.checkpoint import load_network, read_state
 from stdc_seg.config import Config
-from stdc_seg.models import STDCSeg, build_model
 from stdc_seg.protocol import Model
 
 import numpy as np
@@ -98,20 +97,6 @@ def as_model(network: Network) -> Model:
     if isinstance(network, PaddleNetwork):
         return network.model
     return lambda images: paddle.to_tensor(network.logits(images.numpy()))
-
-
-def load_network(weights: str | os.PathLike) -> STDCSeg:
-    """Builds the network that a checkpoint holds, filled and in evaluation mode.
-
-    Raises:
-        UserError: The checkpoint is missing, damaged, or for another network.
-    """
-    state = read_state(weights)
-    config = config_from_text(Config, state.config_text, f"config in {weights}")
-    model = build_model(config.model.name, num_classes=len(state.class_names))
-    load_model(weights, model, state.class_names)
-    model.eval()
-    return model
 
 
 def read_checkpoint_info(weights: str | os.PathLike) -> ModelInfo:

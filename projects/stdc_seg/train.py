@@ -1,33 +1,37 @@
 """Trains STDC-Seg.
 
-    python train.py                           # Cityscapes in data/cityscapes if it is there, else the embedded data
+    python train.py                           # Cityscapes in data/cityscapes if it is there, else the toy data
     python train.py --config stdc2_seg50      # the official recipe; configs/ holds the others
     python train.py --config camvid --data DIR --iters 2000 optimizer.learning_rate=0.02
-    python train.py --resume                  # go on with the latest run under output/
+    python train.py --resume                  # resume the latest run under output/
     python -m paddle.distributed.launch --nproc_per_node 2 train.py --config stdc2_seg50
 
 A run leaves output/<config>_s<seed>_<date>_<commit>/: config.yaml, env.json, train.csv, eval.csv, per_class.csv,
-curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU).
+curve.png, last.safetensors (to resume) and best.safetensors (by validation mIoU). SIGTERM and SIGUSR1 end the update in
+flight, save last.safetensors and exit with 128 + the signal's number.
+
+Expected of --config stdc2_seg50: 74.24 % mIoU on Cityscapes val (the paper's); results/README.md has our own runs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
-from common.cli import CommandParser, UserError, run_command
+from common.cli import UserError, run_command
 from common.config.typed import config_to_text
-from common.files import atomic_write
 from common.progress import Progress
-from common.run_log import Evaluation, RunLog, print_scores
+from common.run_log import Evaluation, RunLog, print_scores, show_evaluation
 from common.runs.environment import RunEnvironment
-from common.runs.reading import TABLE_HEADER, read_run, table_row
+from common.runs.plan import NonFiniteLoss, batch_lines, end_lines, held, stop_at_nonfinite_loss
+from common.runs.provenance import data_seen, refuse_other_data
+from common.runs.stopping import Stopped, StopSignals
+from common.samples.first_look import require_image_sides
 from common.samples.roots import draw_toy_data, open_list, with_root
 from common.samples.stream import BatchLoader, ValidPixels
 from common.weights.card import require_same_input
+from stdc_seg import processes
 from stdc_seg.checkpoint import (
     TrainState,
     load_backbone,
@@ -38,82 +42,88 @@ from stdc_seg.checkpoint import (
 )
 from stdc_seg.data.dataset import train_stream
 from stdc_seg.eval import evaluate
+from stdc_seg.flags import parse_args
 from stdc_seg.losses import LOG_NAMES, STDCSegLoss
 from stdc_seg.lr_schedule import learning_rate
-from stdc_seg.models import STDCSeg, build_model
+from stdc_seg.models import build_model
 from stdc_seg.models.layers import refuse_single_value_batch_norm
 from stdc_seg.optimizer import build_optimizer
-from stdc_seg.runs import RunPlan, join_processes, plan_run, say, say_batch
-from stdc_seg.updates import add_gradients
+from stdc_seg.protocol import smallest_scale
+from stdc_seg.runs import RunPlan, plan_run
+from stdc_seg.updates import Updater
 
 import numpy as np
 import paddle
-import paddle.distributed as dist
 
 TRAIN_COLUMNS = ("step", "epoch", "loss", *LOG_NAMES, "learning_rate", "step_time_s", "data_time_s")
 
 
 class Trainer:
-    """One run: network, data, optimizer, and the files that it leaves."""
+    """One run: network, data, updates, and the files that it leaves."""
 
     def __init__(self, plan: RunPlan):
         config, train = plan.config, plan.config.train
-        pieces = train.accumulate * dist.get_world_size()
+        pieces = train.accumulate * processes.world_size()
         if train.accumulate > 1 and train.batch_size % pieces:
             raise UserError(
                 f"train.batch_size {train.batch_size} cannot be cut into {train.accumulate} micro-batches in each of "
-                f"{dist.get_world_size()} processes: make it a multiple of {pieces}"
+                f"{processes.world_size()} processes: make it a multiple of {pieces}"
             )
         self.plan, self.config = plan, config
         draw_toy_data(config.data, plan.data_root)
         self.data = with_root(config.data, plan.data_root)
         self.train_set = open_list(self.data, config.data.train_list)
         self.val_set = open_list(self.data, config.data.val_list)
+        self.seen = data_seen(plan.data_root or config.data.root, self.data.root, self.train_set, self.val_set)
+        require_image_sides(self.val_set, lambda size: smallest_scale(size, config.eval))
         self.labels = self.train_set.labels
         paddle.seed(train.seed)
-        self.model = build_model(config.model.name, num_classes=self.labels.num_classes)
+        model = build_model(config.model.name, num_classes=self.labels.num_classes)
         if config.model.backbone_weights and plan.checkpoint is None:
             require_same_input(config.model.backbone_weights, self.data.mean, self.data.std)
-            load_backbone(config.model.backbone_weights, self.model.backbone)
+            load_backbone(config.model.backbone_weights, model.backbone)
         if config.model.finetune and plan.checkpoint is None:
             weights, names = config.model.finetune, self.labels.class_names
-            say(load_for_finetune(weights, self.model, names, self.data.mean, self.data.std))
-        self.loss = STDCSegLoss(config.loss)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.step, self.best_miou, self.best_step = 0, math.nan, 0
+            processes.say(load_for_finetune(weights, model, names, self.data.mean, self.data.std))
+        optimizer = build_optimizer(model, config.optimizer)
+        self.step, self.best_miou, self.best_step, self.is_evaluated = 0, math.nan, 0, True
         self.seconds = self.data_seconds = 0.0  # of all steps of this process, and of waiting for data in them
         if plan.checkpoint is not None:
-            state = load_model(plan.checkpoint, self.model, self.labels.class_names)
-            load_optimizer(plan.checkpoint, self.model, self.optimizer)
+            state = load_model(plan.checkpoint, model, self.labels.class_names)
+            load_optimizer(plan.checkpoint, model, optimizer)
             self.step, self.best_miou, self.best_step = state.step, state.best_miou, state.best_step
-        self.is_main = dist.get_rank() == 0
+            self.is_evaluated = state.is_evaluated
+        refuse_other_data(plan.recorded, self.seen, plan.folder)
+        self.updater = Updater(model, STDCSegLoss(config.loss), optimizer, train.accumulate)
+        self.model = self.updater.model
+        self.is_main = processes.rank() == 0
         self.log = RunLog(plan.folder, TRAIN_COLUMNS)
 
-    def run(self) -> None:
-        """Trains from the current step to the last, evaluating and saving on the way."""
-        train = self.config.train
+    # twin: semsegpaddle_glore/train.py
+    def run(self, stop: StopSignals | None = None) -> None:
+        """Trains from the current step to the last, evaluating and saving on the way.
+
+        Raises:
+            Stopped: A signal of `stop` arrived; what was learnt is saved.
+        """
+        train, stop = self.config.train, stop or StopSignals()
         if self.is_main:
             self._start_log()
-        network = self._distributed_network()
-        stream = train_stream(self.train_set, self.data, self.config.augment, train.seed)
-        loader = BatchLoader(
-            stream, train.batch_size, self.step, train.iters, train.num_workers, dist.get_rank(), dist.get_world_size()
-        )
         self.model.train()
         valid = ValidPixels()
         with (
             refuse_single_value_batch_norm(self.model),
             Progress(train.iters, "train", "step", done=self.step, silent=not self.is_main) as bar,
         ):
+            if not self.is_evaluated:  # the run ended in the evaluation of its last checkpoint's step
+                self._evaluate(bar, stop)
             ready = time.perf_counter()
-            for images, label, indices in loader:
+            for images, label, indices in self._batches():
                 loaded = time.perf_counter()
                 valid.look_at(label)
                 rate = learning_rate(self.step, train.iters, self.config.optimizer)
-                total, parts = add_gradients(network, self.loss, images, label, train.accumulate)
-                if not math.isfinite(total):
-                    self._stop_at_nonfinite_loss(total, indices)
-                self._update(rate)
+                total, parts = self._gradients(images, label, indices)
+                self.updater.apply(rate)
                 self.step += 1
                 done = time.perf_counter()
                 self.seconds += done - ready
@@ -122,38 +132,60 @@ class Trainer:
                 bar.update()
                 if self.is_main and (self.step % train.log_every == 0 or self.step == train.iters):
                     self._log_step(total, parts, rate, done - ready, loaded - ready)
-                if self.step == train.iters and self.plan.checkpoint is None:  # the last labels alone judge nothing
+                # A resumed run has seen only its last batches: too few to conclude that the labels are wrong.
+                if self.step == train.iters and self.plan.checkpoint is None:
                     valid.at_the_end()
-                self._evaluate_and_save(bar)
+                self._save_and_evaluate(bar, stop)
                 ready = time.perf_counter()
 
-    def _update(self, rate: float) -> None:
-        self.optimizer.set_lr(rate)
-        self.optimizer.step()
-        self.optimizer.clear_grad()
+    # twin: semsegpaddle_glore/train.py
+    def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(b, 3, h, w) float32, (b, h, w) int64 and indices (b,) int64: this process's share of each step's batch."""
+        train = self.config.train
+        stream = train_stream(self.train_set, self.data, self.config.augment, train.seed)
+        ours = (train.num_workers, processes.rank(), processes.world_size())
+        return iter(BatchLoader(stream, train.batch_size, self.step, train.iters, *ours))
 
-    def _evaluate_and_save(self, bar: Progress) -> None:
-        train, last = self.config.train, self.step == self.config.train.iters
-        evaluates = self.step % train.eval_every == 0 or last
-        if evaluates:
-            share_batch_norm_statistics(self.model)
+    # twin: semsegpaddle_glore/train.py
+    def _gradients(self, images: np.ndarray, label: np.ndarray, indices: np.ndarray) -> tuple[float, dict[str, float]]:
+        try:
+            return self.updater.gradients(images, label, self.step)
+        except NonFiniteLoss as error:
+            names = [self.train_set.pairs[index].image for index in indices]
+            option, rank = "optimizer.learning_rate", processes.rank()
+            stop_at_nonfinite_loss(self.plan.folder, self.step + 1, error.value, names, option, rank)
+            raise
+
+    # twin: semsegpaddle_glore/train.py
+    def _save_and_evaluate(self, bar: Progress, stop: StopSignals) -> None:
+        """Saves before it evaluates, so that nothing trained is lost to a failing or interrupted evaluation."""
+        train = self.config.train
+        self.is_evaluated = self.step % train.eval_every != 0 and self.step != train.iters
+        signal = processes.highest(stop.number)  # all processes stop after the same update
+        if self.is_main and (signal or not self.is_evaluated or self.step % train.checkpoint_every == 0):
+            self._save("last.safetensors")
+        if signal:
+            raise Stopped(signal)
+        if not self.is_evaluated:
+            self._evaluate(bar, stop)
+
+    def _evaluate(self, bar: Progress, stop: StopSignals) -> None:
+        processes.share_buffers(self.model)
+        with stop.at_once():
             result = evaluate(self.model, self.val_set, self.data, self.config.eval, f"val at {self.step}")
-            miou = result.matrix.mean_iou()
-            is_best = not miou <= self.best_miou  # also when there was none before
+        miou, self.is_evaluated = result.matrix.mean_iou(), True
+        is_best = math.isnan(self.best_miou) or miou > self.best_miou
+        if is_best:
+            self.best_miou, self.best_step = miou, self.step
+        if self.is_main:
+            self._log_eval(result)
             if is_best:
-                self.best_miou, self.best_step = miou, self.step
-            if self.is_main:
-                self._log_eval(result, bar)
-                if is_best:
-                    save_checkpoint(self.plan.folder / "best.safetensors", self.model, None, self._state())
-        if self.is_main and (evaluates or self.step % train.checkpoint_every == 0):
-            save_checkpoint(self.plan.folder / "last.safetensors", self.model, self.optimizer, self._state())
-        if last and self.is_main:
-            bar.close()  # what is printed now stands below it
-            print_scores(result, self.labels.class_names, self.config.eval, "val")
+                self._save("best.safetensors", is_resumable=False)
+            self._save("last.safetensors")
+            self._show_eval(result, bar)
 
-    def _state(self) -> TrainState:
-        return TrainState(
+    def _save(self, name: str, is_resumable: bool = True) -> None:
+        state = TrainState(
             step=self.step,
             best_miou=self.best_miou,
             best_step=self.best_step,
@@ -162,17 +194,12 @@ class Trainer:
             mean=self.config.data.mean,
             std=self.config.data.std,
             palette=tuple(map(tuple, self.labels.palette.tolist())),
+            is_evaluated=self.is_evaluated,
         )
-
-    def _distributed_network(self) -> paddle.nn.Layer:
-        if dist.get_world_size() == 1:
-            return self.model
-        if paddle.device.get_device().startswith("gpu"):
-            self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        return paddle.DataParallel(self.model)
+        save_checkpoint(self.plan.folder / name, self.model, state, self.updater.optimizer if is_resumable else None)
 
     def _start_log(self) -> None:
-        self.log.trim(self.step)
+        self.log.trim(self.step, None if self.is_evaluated else self.step - 1)
         model, resumed = self.config.model, self.plan.checkpoint is not None
         env = RunEnvironment.here(
             ("paddlepaddle", "paddlepaddle-gpu", "numpy", "opencv-python-headless"),
@@ -184,14 +211,16 @@ class Trainer:
             train_images=len(self.train_set),
             val_images=len(self.val_set),
             class_names=self.labels.class_names,
-            processes=dist.get_world_size(),
+            processes=processes.world_size(),
             device=paddle.device.get_device(),
             trainable_parameters=sum(p.size for p in self.model.parameters() if not p.stop_gradient),
             **self.log.start_digests(resumed, backbone_weights=model.backbone_weights, finetune=model.finetune),
+            **self.seen,
             resumed_at_step=self.step,
         )
         self.log.start(config_to_text(self.config), env)
 
+    # twin: semsegpaddle_glore/train.py
     def _log_step(self, total: float, parts: dict, rate: float, step_time: float, data_time: float) -> None:
         values = {name: f"{value:.9g}" for name, value in parts.items()}
         times = {"step_time_s": f"{step_time:.4f}", "data_time_s": f"{data_time:.4f}"}
@@ -199,90 +228,44 @@ class Trainer:
         row = {"step": self.step, "epoch": f"{epoch:.3f}", "loss": f"{total:.9g}", "learning_rate": f"{rate:.9g}"}
         self.log.log_train({**row, **values, **times})
 
-    def _log_eval(self, result: Evaluation, bar: Progress) -> None:
+    # twin: semsegpaddle_glore/train.py
+    def _log_eval(self, result: Evaluation) -> None:
         self.log.log_eval(self.step, "val", str(self.config.eval), result, self.labels.class_names)
         self.log.draw_curve(f"{self.plan.config_name}, {self.config.data.dataset} val, {self.config.eval}")
-        miou, iters = result.matrix.mean_iou(), self.config.train.iters
-        bar.event(
-            f"step {self.step}/{iters}: val mIoU {100 * miou:.2f} %  loss {result.loss:.4f}  "
-            f"(best {100 * self.best_miou:.2f} % at {self.best_step})",
-            step=self.step,
-            total=iters,
-            val_miou_percent=100 * miou,
-            val_loss=result.loss,
-            best_miou_percent=100 * self.best_miou,
-            best_step=self.best_step,
-        )
 
-    def _stop_at_nonfinite_loss(self, value: float, indices: np.ndarray) -> None:
-        names = [str(self.train_set.pairs[index].image) for index in indices]
-        path = self.plan.folder / f"nonfinite_loss_step{self.step + 1}_rank{dist.get_rank()}.json"
-        with atomic_write(path) as stream:
-            json.dump({"step": self.step + 1, "loss": str(value), "images": names}, stream, indent=2)
-        raise UserError(
-            f"loss is {value} at step {self.step + 1}: stopped before the update; the batch's images are in {path}; "
-            f"lower optimizer.learning_rate, or look at those images; checkpoints are untouched"
-        )
-
-
-def share_batch_norm_statistics(model: STDCSeg) -> None:
-    """Gives every process the running statistics of process 0, which are the ones that are saved."""
-    if dist.get_world_size() > 1:
-        for layer in model.sublayers():
-            if isinstance(layer, paddle.nn.BatchNorm2D | paddle.nn.SyncBatchNorm):
-                dist.broadcast(layer._mean, 0)
-                dist.broadcast(layer._variance, 0)
+    # twin: semsegpaddle_glore/train.py
+    # twin: awesome_pytorch_seg/train.py
+    def _show_eval(self, result: Evaluation, bar: Progress) -> None:
+        show_evaluation(bar, self.step, result, self.best_miou, self.best_step)
+        if self.step == self.config.train.iters:
+            bar.close()  # what is printed now stands below it
+            print_scores(result, self.labels.class_names, self.config.eval, "val")
 
 
 def main() -> None:
     """The command."""
-    args = parse_args()
-    join_processes()
-    plan = plan_run(args)
-    if plan.is_finished:
-        print(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
-        return
-    trainer = Trainer(plan)
-    say_batch(plan)
-    trainer.run()
-    if trainer.is_main:
-        share = trainer.data_seconds / trainer.seconds
-        print(f"training steps took {trainer.seconds:.0f} s, {100 * share:.1f} % of it waiting for data")
-        if share > 0.2:
-            print(f"warning: loading is the bottleneck: raise train.num_workers (now {plan.config.train.num_workers})")
-        print(f"best val mIoU {100 * trainer.best_miou:.2f} % at step {trainer.best_step}")
-        print(f"{TABLE_HEADER}\n{table_row(read_run(plan.folder))}")
-        print(f"curve: {plan.folder}/curve.png")
+    args = parse_args(__doc__)
+    with StopSignals() as stop:
+        processes.join()
+        plan = plan_run(args)
+        if plan.is_finished:
+            processes.say(f"{plan.folder} has reached its {plan.config.train.iters} iterations: nothing left to train")
+            return
+        with held(plan.folder, processes.rank()), stop.explained(plan.folder, processes.say):
+            with stop.at_once():
+                trainer = Trainer(plan)
+            for line in batch_lines(plan, processes.world_size(), plan.config.train.accumulate):
+                processes.say(line)
+            trainer.run(stop)
+            for line in _end(trainer) if trainer.is_main else ():
+                print(line)
 
 
-def parse_args() -> argparse.Namespace:
-    """The words of the command line; run `--help` for their meaning."""
-    parser = CommandParser(__doc__)
-    add = parser.add_argument_group("experiment").add_argument
-    config_help = "YAML file, or the name of one in configs/ (default: as above, by what lies in data/cityscapes)"
-    add("--config", metavar="FILE", help=config_help)
-    add("--seed", type=int, metavar="N", help="seed of weights, order and augmentation (default: the config's)")
-    finetune_help = "start from a checkpoint of train.py, of these or other classes (default: not)"
-    add("--finetune", metavar="FILE", help=finetune_help)
-    overrides_help = "change single keys of the config: train.batch_size=4"
-    add("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
-    add = parser.add_argument_group("data and output").add_argument
-    add("--data", metavar="DIR", help="root of the data set (default: the config's)")
-    output_help = "where run folders go (default: output)"
-    add("--output", type=Path, default=Path("output"), metavar="DIR", help=output_help)
-    add = parser.add_argument_group("length and resuming").add_argument
-    add("--iters", type=int, metavar="N", help="updates in all; warm-up shrinks in proportion (default: the config's)")
-    resume_help = "go on with a run: its folder, a checkpoint, or nothing for the latest (default: a new run)"
-    add("--resume", nargs="?", const="latest", metavar="PATH", help=resume_help)
-    add("--extend", action="store_true", help="with --resume --iters N: allow a new total")
-    add = parser.add_argument_group("speed and memory").add_argument
-    accumulate_help = "a batch goes through in N equal parts: less memory (default: the config's)"
-    add("--accumulate", type=int, metavar="N", help=accumulate_help)
-    args = parser.parse_intermixed_args()
-    if args.resume and "=" in args.resume and not Path(args.resume).exists():  # `--resume key=value`: no path was meant
-        args.overrides.append(args.resume)
-        args.resume = "latest"
-    return args
+# twin: semsegpaddle_glore/train.py
+def _end(trainer: Trainer) -> list[str]:
+    workers = f"train.num_workers (now {trainer.config.train.num_workers})"
+    times = (trainer.seconds, trainer.data_seconds)
+    return end_lines(trainer.plan.folder, *times, workers, trainer.best_miou, trainer.best_step)
 
 
 if __name__ == "__main__":

@@ -146,9 +146,9 @@ def test_processes_wait_ten_minutes_for_each_other(monkeypatch):
 
 
 def test_errors_of_ones_own_are_left_as_they_are():
-    processes.explain_loss(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 7)
+    processes.explain_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 7)
     with pytest.raises(UserError, match=r"process 0 at step 7: .* for 10 minutes \(NCCL error\): .*--resume"):
-        processes.explain_loss(processes.dist.DistBackendError("NCCL error\nmore lines"), 7)
+        processes.explain_lost_peer(processes.dist.DistBackendError("NCCL error\nmore lines"), 7)
 
 
 @pytest.mark.slow

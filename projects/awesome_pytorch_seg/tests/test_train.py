@@ -5,7 +5,7 @@ import sys
 from types import SimpleNamespace
 
 from awesome_pytorch_seg import train as training
-from awesome_pytorch_seg.checkpoint import read_state
+from awesome_pytorch_seg.checkpoint import FORMAT, read_state
 from awesome_pytorch_seg.config import Config
 from awesome_pytorch_seg.eval import main as eval_main
 from awesome_pytorch_seg.models import build_model
@@ -171,14 +171,14 @@ def test_a_checkpoint_of_the_first_version_is_read_and_trained_on(data, referenc
     for name in ("last.safetensors", "best.safetensors"):
         with safetensors.safe_open(folder / name, framework="pt") as file:
             header = file.metadata()
-        state = json.loads(header["state"])
+        state = json.loads(header[FORMAT])
         state["config_text"] = without_new_keys(state["config_text"])
         assert "accumulate" not in state["config_text"]
         assert config_from_text(Config, state["config_text"], "old") == config_from_text(
             Config, read_state(folder / name).config_text, "new"
         )
         tensors = safetensors.torch.load_file(folder / name)
-        safetensors.torch.save_file(tensors, folder / name, {**header, "state": json.dumps(state)})
+        safetensors.torch.save_file(tensors, folder / name, {"format": FORMAT, "state": json.dumps(state)})
     run_here(eval_main, "--weights", folder / "last.safetensors", "--data", data, "--output", tmp_path / "eval")
     assert numbers(tmp_path / "eval")["eval.csv"] == numbers(reference[1])["eval.csv"][-1:]
     run_here(main, "--resume", folder, "--iters", 9, "--extend", "--data", data)
@@ -276,14 +276,13 @@ def test_labels_that_are_all_ignored_end_the_run(data, tmp_path):
 
 
 @pytest.mark.parametrize(("waiting", "warns"), [(2.0, False), (2.1, True)])
-def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns, capsys):
+def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns):
     config = config_from_text(Config, read_state(reference[1] / "last.safetensors").config_text, "run")
     plan = RunPlan(config, "enet_camvid", reference[1], None, None)
-    training._print_end(
+    lines = training._end(
         SimpleNamespace(plan=plan, config=config, seconds=10.0, data_seconds=waiting, best_miou=0.5, best_step=4)
     )
-    printed = capsys.readouterr().out
-    assert ("warning: loading is the bottleneck: raise --workers (now 0)" in printed) is warns
+    assert ("warning: loading is the bottleneck: raise --workers (now 0)" in lines) is warns
 
 
 def test_images_are_normalised_as_the_backbones_weights_expect(data, tmp_path, monkeypatch):
@@ -330,7 +329,7 @@ def test_the_backbone_starts_from_its_file(data, tmp_path, monkeypatch):
     safetensors.torch.save_file(stored, file)
     begun = []
     monkeypatch.setattr(Trainer, "run", lambda self: begun.append(self))
-    monkeypatch.setattr(training, "_print_end", lambda trainer: None)
+    monkeypatch.setattr(training, "_end", lambda trainer: [])
     train(data, tmp_path / "out", 2, "--model", "bisenet", "--backbone-weights", file)
     filled = begun[0].model.backbone.state_dict()
     conv = next(name for name, value in filled.items() if value.shape == (64, 3, 7, 7))
@@ -343,7 +342,7 @@ def test_dunets_upsampling_starts_from_the_labels(data, tmp_path, monkeypatch):
     """Its columns are orthonormal where the labels decide them; random ones would not be."""
     begun = []
     monkeypatch.setattr(Trainer, "run", lambda self: begun.append(self))
-    monkeypatch.setattr(training, "_print_end", lambda trainer: None)
+    monkeypatch.setattr(training, "_end", lambda trainer: [])
     train(data, tmp_path, 2, "--model", "dunet", "--backbone", "resnet18", "optimizer.ema_decay=null")
     columns = begun[0].model.upsampling.weight.detach()[:, :8]
     assert torch.allclose(columns.T @ columns, torch.eye(8), atol=1e-3)
@@ -382,4 +381,4 @@ def test_mistakes_on_the_command_line_are_one_line(words, message, data, tmp_pat
     with pytest.raises(UserError, match=message) as error:
         main()
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))

@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         return features
 
 
-def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
+def load_backbone(path: str | os.PathLike, backbone: nn.Module) -> None:
     """Fills a backbone from a local weight file, of PyTorch or safetensors; the file's classifier is left aside.
 
     Raises:

@@ -55,13 +55,13 @@ def test_backbone_weights_from_a_file(tmp_path):
     source, target = ResNet("resnet18"), ResNet("resnet18", 8)
     weights = source.state_dict()
     torch.save(weights | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, tmp_path / "a.pth")
-    load_backbone(target, tmp_path / "a.pth")
+    load_backbone(tmp_path / "a.pth", target)
     assert all(torch.equal(value, weights[name]) for name, value in target.state_dict().items())
 
     old = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
     safetensors.torch.save_file(old, tmp_path / "old.safetensors")
     target = ResNet("resnet18")
-    load_backbone(target, tmp_path / "old.safetensors")
+    load_backbone(tmp_path / "old.safetensors", target)
     assert torch.equal(target.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
@@ -79,7 +79,7 @@ WRAPPINGS = {
 def test_backbone_weights_are_taken_out_of_checkpoints_of_training(wrapping, tmp_path):
     source, target = randomise(ResNet("resnet18")), ResNet("resnet18")
     torch.save(WRAPPINGS[wrapping](source.state_dict()), tmp_path / "weights.pth")
-    load_backbone(target, tmp_path / "weights.pth")
+    load_backbone(tmp_path / "weights.pth", target)
     assert torch.equal(target.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
     assert torch.equal(target.bn1.running_var, source.bn1.running_var)
 
@@ -87,22 +87,22 @@ def test_backbone_weights_are_taken_out_of_checkpoints_of_training(wrapping, tmp
 def test_backbone_weights_that_do_not_fit(tmp_path):
     backbone = ResNet("resnet18")
     with pytest.raises(UserError, match="no weight file"):
-        load_backbone(backbone, tmp_path / "none.pth")
+        load_backbone(tmp_path / "none.pth", backbone)
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UserError, match="not a file of weights"):
-        load_backbone(backbone, tmp_path / "text.pth")
+        load_backbone(tmp_path / "text.pth", backbone)
     weights = backbone.state_dict()
     del weights["conv1.weight"]
     torch.save(weights | {"layer1.9.conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"1 tensors missing, 1 unknown, 0 of another shape \(conv1.weight, layer1.9"):
-        load_backbone(backbone, tmp_path / "other.pth")
+        load_backbone(tmp_path / "other.pth", backbone)
     whole = ResNet("resnet18").state_dict()
     torch.save(whole | {"module.bn1.weight": whole["bn1.weight"]}, tmp_path / "twice.pth")
     with pytest.raises(UserError, match="holds a tensor twice"):
-        load_backbone(backbone, tmp_path / "twice.pth")
+        load_backbone(tmp_path / "twice.pth", backbone)
     torch.save({"weights": whole}, tmp_path / "nested.pth")
     with pytest.raises(UserError, match="holds more than named tensors"):
-        load_backbone(backbone, tmp_path / "nested.pth")
+        load_backbone(tmp_path / "nested.pth", backbone)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (12, 6), (1, 1), (5, 23)])

@@ -11,13 +11,12 @@ from common.files import sha256_of
 from common.labels import voc_colormap
 from common.runs.reading import read_run
 from common.weights.card import card_of
-from encnet_single_gpu.checkpoint import read_state
+from encnet_single_gpu.checkpoint import FORMAT, read_state
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.eval import main as eval_main
 from encnet_single_gpu.inference import load_network, read_checkpoint_info
-from encnet_single_gpu.memory import micro_batches
 from encnet_single_gpu.runs import RunPlan
-from encnet_single_gpu.train import Trainer, _print_end, main
+from encnet_single_gpu.train import Trainer, _end, main
 
 import cv2
 import numpy as np
@@ -133,9 +132,9 @@ def test_both_readings_of_ade20k_and_neither_loads_the_other(data, reference, tm
     shutil.copytree(reference[1], swapped)
     shutil.copy(folder / "best.safetensors", swapped / "last.safetensors")
     weights = swapped / "last.safetensors"
-    state = json.loads(safetensors.safe_open(weights, "pt").metadata()["state"])
+    state = json.loads(safetensors.safe_open(weights, "pt").metadata()[FORMAT])
     state["config_text"] = state["config_text"].replace("ade20k_151", "ade20k")
-    header = {"format": safetensors.safe_open(weights, "pt").metadata()["format"], "state": json.dumps(state)}
+    header = {"format": FORMAT, "state": json.dumps(state)}  # the two entries of before there was one
     safetensors.torch.save_file(safetensors.torch.load_file(weights), weights, header)
     with tiny_networks(), pytest.raises(UserError, match="made for 151 classes.*the data has 150"):
         run_here(eval_main, "--weights", weights, "--data", data)
@@ -188,13 +187,12 @@ def test_labels_that_are_all_ignored_end_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(("waiting", "warns"), [(2.0, False), (2.1, True)])
-def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns, capsys):
+def test_waiting_for_data_is_warned_of_above_a_fifth(reference, waiting, warns):
     config = read_config(str(reference[1] / "config.yaml"))
     plan, cpu = RunPlan(config, "pspnet", reference[1], None, None), torch.device("cpu")
     times = {"seconds": 10.0, "data_seconds": waiting}
-    _print_end(SimpleNamespace(plan=plan, config=config, device=cpu, best_miou=0.5, best_step=4, **times))
-    printed = capsys.readouterr().out
-    assert ("warning: loading is the bottleneck: raise --num-workers (now 0)" in printed) is warns
+    lines = _end(SimpleNamespace(plan=plan, config=config, device=cpu, best_miou=0.5, best_step=4, **times))
+    assert ("warning: loading is the bottleneck: raise --num-workers (now 0)" in lines) is warns
 
 
 @pytest.mark.parametrize("command", [main, eval_main])
@@ -237,12 +235,11 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(data, tmp_path):
         trainer = _trainer(data, tmp_path, micro_batch)
         trainer.model.backbone[1] = nn.Identity()
         trainer.model.hidden[2] = nn.Identity()
-        label = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (4, 32, 48)))
+        label = np.random.default_rng(0).integers(0, 3, (4, 32, 48))
         label[1] = 255
         label[2, :, 5:] = 255
-        images = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 3, 32, 48), np.float32))
-        counts = trainer.loss.count(label)
-        total = sum(trainer._gradients(images[p], label[p], counts)[0] for p in micro_batches(4, micro_batch))
+        images = np.random.default_rng(1).standard_normal((4, 3, 32, 48), np.float32)
+        total, _ = trainer.updater.gradients(images, label, step=0)
         return total, [p.grad for p in trainer.model.parameters()]
 
     (whole_loss, whole), (parts_loss, parts) = gradients(None), gradients(1)
@@ -255,7 +252,9 @@ def _trainer(data, output, micro_batch):
     """A trainer that has not begun."""
     trainers = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "run", lambda self: trainers.append(self) or (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            Trainer, "run", lambda self, stop: trainers.append(self) or (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             train(data, output, 2, "--micro-batch", micro_batch or "null")
     return trainers[0]
@@ -347,7 +346,9 @@ def test_out_of_memory_is_one_line_and_the_checkpoint_stays(data, tmp_path, monk
         return update(self, *batch)
 
     monkeypatch.setattr(Trainer, "_update", failing)
-    with pytest.raises(UserError, match=r"out of memory: go on with --resume \S+ and a smaller --micro-batch") as error:
+    with pytest.raises(
+        UserError, match=r"out of memory: resume with --resume \S+ and a smaller --micro-batch"
+    ) as error:
         train(data, tmp_path, 8)
     assert "\n" not in str(error.value)
     assert read_state(run_folder(tmp_path) / "last.safetensors").step == 3
@@ -391,7 +392,7 @@ def test_fit_memory_sets_the_micro_batch(data, tmp_path, monkeypatch):
 def test_measuring_memory_leaves_no_trace(data, tmp_path):
     trainer = _trainer(data, tmp_path, None)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer._step_on_noise(2)
+    trainer.updater.step_on_noise(2)
     assert all(value.equal(before[name]) for name, value in trainer.model.state_dict().items())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 

@@ -5,8 +5,8 @@ python glore_no_batch_norm.py FILE ACCUMULATE   # under paddle.distributed.launc
 
 import sys
 
+from semsegpaddle_glore import processes
 from semsegpaddle_glore.config import LossConfig
-from semsegpaddle_glore.devices import join_processes
 from semsegpaddle_glore.losses import SegmentationLoss
 from semsegpaddle_glore.updates import Updater
 
@@ -55,7 +55,7 @@ def updated(accumulate, steps=3):
 
 
 if __name__ == "__main__":
-    join_processes()
+    processes.join()
     weights = updated(int(sys.argv[2]))[1]
     if dist.get_rank() == dist.get_world_size() - 1:
         np.savez(sys.argv[1], **weights)

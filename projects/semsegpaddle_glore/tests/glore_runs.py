@@ -68,7 +68,7 @@ def train(data, output, iters, *more, **kwargs):
 
 def train_here(data, output, iters, *more):
     """The same in this process. Returns the run folder."""
-    plan = plan_run(parse_args([str(word) for word in train_words(data, output, iters, *more)]))
+    plan = plan_run(parse_args("test", [str(word) for word in train_words(data, output, iters, *more)]))
     Trainer(plan).run()
     return plan.folder
 

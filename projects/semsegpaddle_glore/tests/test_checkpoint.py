@@ -50,7 +50,7 @@ def trained():
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_everything_comes_back_bit_by_bit(name, tmp_path):
     model, optimizer = train_two_steps(name)
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, STATE)
+    save_checkpoint(tmp_path / "last.safetensors", model, STATE, optimizer)
     twin, twin_optimizer = make(name)
     assert load_model(tmp_path / "last.safetensors", twin, STATE.class_names) == STATE
     load_optimizer(tmp_path / "last.safetensors", twin, twin_optimizer)
@@ -64,7 +64,7 @@ def test_everything_comes_back_bit_by_bit(name, tmp_path):
 
 def test_state_reads_back_without_the_network(trained, tmp_path):
     state = dataclasses.replace(STATE, best_miou=float("nan"))
-    save_checkpoint(tmp_path / "best.safetensors", *trained, state, resumable=False)
+    save_checkpoint(tmp_path / "best.safetensors", trained[0], state)
     state = read_state(tmp_path / "best.safetensors")
     assert np.isnan(state.best_miou)
     assert (state.step, state.class_names, state.scaler) == (7, ("a", "b", "c"), SCALER)
@@ -75,7 +75,7 @@ def test_state_reads_back_without_the_network(trained, tmp_path):
 
 def test_the_same_state_gives_the_same_bytes(trained, tmp_path):
     for name in "abcd":
-        save_checkpoint(tmp_path / name, *trained, STATE)
+        save_checkpoint(tmp_path / name, trained[0], STATE, trained[1])
     assert len({(tmp_path / name).read_bytes() for name in "abcd"}) == 1
 
 
@@ -86,7 +86,7 @@ def test_float16_weights_are_saved_and_resumed_as_their_float32_masters(tmp_path
     masters = {p.name: p.astype("float32").numpy() for p in (layer.weight, layer.bias)}
     layer.to(dtype="float16")
     optimizer._master_weights = {name: paddle.to_tensor(value) for name, value in masters.items()}
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, STATE)
+    save_checkpoint(tmp_path / "last.safetensors", model, STATE, optimizer)
 
     twin, twin_optimizer = make("sgd")
     load_model(tmp_path / "last.safetensors", twin, STATE.class_names)
@@ -108,13 +108,13 @@ def test_float16_weights_are_saved_and_resumed_as_their_float32_masters(tmp_path
     ],
 )
 def test_other_classes_are_named(trained, tmp_path, names, message):
-    save_checkpoint(tmp_path / "c.safetensors", *trained, STATE, resumable=False)
+    save_checkpoint(tmp_path / "c.safetensors", trained[0], STATE)
     with pytest.raises(UserError, match=message):
         load_model(tmp_path / "c.safetensors", trained[0], names)
 
 
 def test_another_network_is_refused(trained, tmp_path):
-    save_checkpoint(tmp_path / "c.safetensors", *trained, STATE, resumable=False)
+    save_checkpoint(tmp_path / "c.safetensors", trained[0], STATE)
     with pytest.raises(UserError, match="fits another network: [1-9][0-9]* tensors are missing"):
         load_model(tmp_path / "c.safetensors", build_model("glore", "resnet34", 3), STATE.class_names)
 
@@ -134,7 +134,7 @@ def test_another_network_is_refused(trained, tmp_path):
 )
 def test_each_wrong_tensor_is_named(trained, tmp_path, change, message):
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, *trained, STATE, resumable=False)
+    save_checkpoint(path, trained[0], STATE)
     with safetensors.safe_open(path, framework="numpy") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -146,7 +146,7 @@ def test_each_wrong_tensor_is_named(trained, tmp_path, change, message):
 
 
 def test_damaged_and_foreign_files_are_refused(trained, tmp_path):
-    save_checkpoint(tmp_path / "c.safetensors", *trained, STATE, resumable=False)
+    save_checkpoint(tmp_path / "c.safetensors", trained[0], STATE)
     data = (tmp_path / "c.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.safetensors").write_bytes(b"")

@@ -5,13 +5,12 @@ import itertools
 from common.config.typed import config_to_text
 from common.samples.list_dataset import ListDataset
 from common.samples.roots import labels_of
-from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
+from semsegpaddle_glore.checkpoint import TrainState, build_network, load_network, save_checkpoint
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.dataset import train_stream
 from semsegpaddle_glore.eval import evaluate
 from semsegpaddle_glore.export import export
 from semsegpaddle_glore.losses import SegmentationLoss
-from semsegpaddle_glore.networks import build_network, load_network
 from semsegpaddle_glore.optimizer import build_optimizer
 from semsegpaddle_glore.updates import Updater
 
@@ -68,7 +67,7 @@ def test_trains_evaluates_saves_and_loads(head, backbone, data, tmp_path):
     assert result.images == 1 and result.matrix.matrix.sum() == 66 * 71
     path = tmp_path / "best.safetensors"
     state = TrainState(1, 0.5, 1, config_to_text(config), CLASSES)
-    save_checkpoint(path, model, updater.optimizer, state, resumable=False)
+    save_checkpoint(path, model, state)
     twin = load_network(path)
     path.unlink()
     again = evaluate(twin, val_set, config.data, config.eval)
@@ -85,9 +84,8 @@ def test_exports(head, backbone, data, tmp_path):
     for layer in model.sublayers():
         if isinstance(layer, paddle.nn.BatchNorm2D) and float(layer.weight.abs().max()) == 0:
             layer.weight.set_value(paddle.ones_like(layer.weight))  # else a unit that starts as the identity stays one
-    optimizer = build_optimizer(model, config.optimizer)
     path = tmp_path / "best.safetensors"
-    save_checkpoint(path, model, optimizer, TrainState(0, 0.5, 0, config_to_text(config), CLASSES), resumable=False)
+    save_checkpoint(path, model, TrainState(0, 0.5, 0, config_to_text(config), CLASSES))
     rows = export(path, tmp_path / "out", (65, 96))
     assert [(row.format, row.size) for row in rows if row.format != "dygraph"] == [
         (form, size) for size in ((65, 96), (97, 161), (128, 96)) for form in ("paddle", "onnx")

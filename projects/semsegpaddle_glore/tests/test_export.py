@@ -10,12 +10,10 @@ from common.config.typed import config_to_text
 from common.files import sha256_of
 from common.labels import label_set
 from semsegpaddle_glore import export as exporting
-from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
+from semsegpaddle_glore.checkpoint import TrainState, build_network, save_checkpoint
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.inference import InferenceNetwork, OnnxNetwork, PaddleNetwork, read_checkpoint_info
 from semsegpaddle_glore.models import Segmentor
-from semsegpaddle_glore.networks import build_network
-from semsegpaddle_glore.optimizer import build_optimizer
 from semsegpaddle_glore.predict import open_predictor
 
 import numpy as np
@@ -62,7 +60,7 @@ def random_network(seed: int) -> Segmentor:
 
 def save(path: Path, model: Segmentor) -> None:
     state = TrainState(7, 0.5, 7, config_to_text(CONFIG), NAMES)
-    save_checkpoint(path, model, build_optimizer(model, CONFIG.optimizer), state, resumable=False)
+    save_checkpoint(path, model, state)
 
 
 @pytest.fixture(scope="module")

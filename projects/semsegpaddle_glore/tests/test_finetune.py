@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 def trainer(*words):
     """The trainer of a command, before its first step."""
-    return Trainer(plan_run(parse_args([str(word) for word in train_words(*words)])))
+    return Trainer(plan_run(parse_args("test", [str(word) for word in train_words(*words)])))
 
 
 def tensors(path):
@@ -92,7 +92,7 @@ def test_a_finetuned_run_is_resumed_without_the_file_it_started_from(three, tmp_
     run.run()
     file.unlink()
     words = ["--resume", run.plan.folder, "--iters", 3, "--extend", "--data", data]
-    Trainer(plan_run(parse_args(list(map(str, words))))).run()
+    Trainer(plan_run(parse_args("test", list(map(str, words))))).run()
     again = read_run(run.plan.folder)
     assert [row["step"] for row in again.train] == ["1", "2", "3"]
     assert again.env["finetune_sha256"] == sha256_of(weights)

@@ -5,11 +5,11 @@ from common.labels import label_set
 from common.metrics import ConfusionMatrix
 from common.samples.list_dataset import ListDataset
 from common.toy_dataset import write_toy_dataset
+from semsegpaddle_glore.checkpoint import build_network
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.losses import SegmentationLoss
 from semsegpaddle_glore.lr_schedule import learning_rate
-from semsegpaddle_glore.networks import build_network
 from semsegpaddle_glore.optimizer import build_optimizer
 from semsegpaddle_glore.protocol import class_scores
 from semsegpaddle_glore.updates import Updater

@@ -8,12 +8,10 @@ from common.images.read import read_image, read_label
 from common.labels import label_set
 from common.metrics import ConfusionMatrix
 from semsegpaddle_glore import predict as predicting
-from semsegpaddle_glore.checkpoint import TrainState, save_checkpoint
+from semsegpaddle_glore.checkpoint import TrainState, build_network, load_network, save_checkpoint
 from semsegpaddle_glore.config import read_config
 from semsegpaddle_glore.data.transforms import normalize
 from semsegpaddle_glore.inference import read_checkpoint_info
-from semsegpaddle_glore.networks import build_network, load_network
-from semsegpaddle_glore.optimizer import build_optimizer
 from semsegpaddle_glore.predict import Predictor, open_predictor
 from semsegpaddle_glore.protocol import EvalProtocol, class_scores
 
@@ -35,7 +33,7 @@ def save(path: Path, class_names: tuple[str, ...], *overrides: str) -> str:
     model = build_network(config, class_names)
     model(paddle.randn([2, 3, 96, 96]))  # moves the running statistics
     state = TrainState(7, 0.5, 7, config_to_text(config), class_names)
-    save_checkpoint(path, model, build_optimizer(model, config.optimizer), state, resumable=False)
+    save_checkpoint(path, model, state)
     return str(path)
 
 

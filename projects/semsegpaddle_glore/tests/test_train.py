@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import dataclasses
 import json
 import shutil
 import signal
@@ -8,13 +9,14 @@ import sys
 import time
 
 from common.cli import UserError
+from common.runs.plan import batch_lines
 from common.runs.reading import read_run
 from common.weights.card import card_of
 from semsegpaddle_glore import train as training
 from semsegpaddle_glore.checkpoint import read_state
 from semsegpaddle_glore.eval import main as eval_main
 from semsegpaddle_glore.models.backbones import build_backbone
-from semsegpaddle_glore.runs import plan_run, say_batch
+from semsegpaddle_glore.runs import plan_run
 from semsegpaddle_glore.train import main, parse_args
 
 import cv2
@@ -214,14 +216,14 @@ def test_every_head_trains_and_resumes_to_the_same_digits(tmp_path, head, monkey
     monkeypatch.undo()
     (data / "vectors.txt").unlink()
     part = run_folder(tmp_path / "part")
-    training.Trainer(plan_run(parse_args(["--resume", str(part), "--data", str(data)]))).run()
+    training.Trainer(plan_run(parse_args("test", ["--resume", str(part), "--data", str(data)]))).run()
     assert numbers(part) == numbers(whole)
     assert (part / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
 
     (data / "classes.yaml").write_text("name: squares\nclasses: [one, two, three, four]\n")
     words = ["--resume", str(part), "--data", str(data), "--iters", "6", "--extend"]
     with pytest.raises(UserError, match=r"made for 3 classes \(one, two, three\), the data has 4"):
-        training.Trainer(plan_run(parse_args(words)))
+        training.Trainer(plan_run(parse_args("test", words)))
 
 
 def test_resume_of_a_finished_run_says_so(reference, monkeypatch, capsys):
@@ -242,9 +244,9 @@ def test_resume_of_a_finished_run_says_so(reference, monkeypatch, capsys):
 def test_resume_keeps_its_experiment_unless_extended(data, reference, words, message):
     checkpoint = reference[1] / "last.safetensors"
     same = [str(w) for w in train_words(data, reference[1].parent, STEPS, *EVERY, "--resume", checkpoint)]
-    assert plan_run(parse_args(same)).is_finished
+    assert plan_run(parse_args("test", same)).is_finished
     with pytest.raises(UserError, match=message):
-        plan_run(parse_args([*same, *words]))
+        plan_run(parse_args("test", [*same, *words]))
 
 
 def test_extend_goes_on_and_tells_the_rate(data, reference, tmp_path, monkeypatch, capsys):
@@ -257,10 +259,8 @@ def test_extend_goes_on_and_tells_the_rate(data, reference, tmp_path, monkeypatc
 
 def test_a_second_run_of_the_day_gets_its_own_folder(data, tmp_path):
     words = list(map(str, train_words(data, tmp_path, 2)))
-    first = plan_run(parse_args(words)).folder
-    first.mkdir(parents=True)
-    (first / "config.yaml").touch()
-    assert plan_run(parse_args(words)).folder == first.with_name(f"{first.name}_2")
+    first = plan_run(parse_args("test", words)).folder
+    assert plan_run(parse_args("test", words)).folder == first.with_name(f"{first.name}_2")
 
 
 def test_the_originals_words_and_ours_mean_the_same(data, tmp_path):
@@ -268,25 +268,26 @@ def test_the_originals_words_and_ours_mean_the_same(data, tmp_path):
     ours += ["optimizer.learning_rate=0.02", "train.batch_size=16", "train.amp=O1", "train.accumulate=4"]
     theirs = ["--use_mpio", "--cfg", "./configs/pspnet_res101_cityscapes.yaml", "--amp", "O1", "--accumulate", "4"]
     theirs += ["SOLVER.LR", "0.02", "train_batch_size", "16", "train.seed=3", "TRAIN.MODEL_SAVE_DIR", str(tmp_path)]
-    first, second = (plan_run(parse_args(words)) for words in (ours, theirs))
-    assert first == second
+    first, second = (plan_run(parse_args("test", words)) for words in (ours, theirs))
+    assert second.folder == first.folder.with_name(f"{first.folder.name}_2")  # two runs, two folders
+    assert dataclasses.replace(second, folder=first.folder) == first
     assert (first.config.optimizer.learning_rate, first.config.train.batch_size) == (0.02, 16)
     assert first.config_name == "pspnet_res101_cityscapes"
 
 
 def test_flags_and_defaults(tmp_path, monkeypatch, capsys):
-    quick = plan_run(parse_args(["--config", "quickstart", "--iters", "30", "--use_mpio"])).config
-    assert (quick.train.num_workers, quick.train.iters) == (4, 30)
-    default = plan_run(parse_args(["--data", "data/cityscapes"]))
-    assert default.config_name == "pspnet_res101_cityscapes"
-    assert parse_args(["--resume", "SOLVER.LR", "0.1"]).resume == "latest"
-    assert parse_args(["--resume", "SOLVER.LR", "0.1"]).overrides == ["SOLVER.LR", "0.1"]
-    assert parse_args(["--resume", "train.iters=4", "--seed", "1"]).resume == "latest"
-    assert parse_args(["--resume", "output/run", "--seed", "1"]).resume == "output/run"
     monkeypatch.chdir(tmp_path)
+    quick = plan_run(parse_args("test", ["--config", "quickstart", "--iters", "30", "--use_mpio"])).config
+    assert (quick.train.num_workers, quick.train.iters) == (4, 30)
+    default = plan_run(parse_args("test", ["--data", "data/cityscapes"]))
+    assert default.config_name == "pspnet_res101_cityscapes"
+    assert parse_args("test", ["--resume", "SOLVER.LR", "0.1"]).resume == "latest"
+    assert parse_args("test", ["--resume", "SOLVER.LR", "0.1"]).overrides == ["SOLVER.LR", "0.1"]
+    assert parse_args("test", ["--resume", "train.iters=4", "--seed", "1"]).resume == "latest"
+    assert parse_args("test", ["--resume", "output/run", "--seed", "1"]).resume == "output/run"
     monkeypatch.setattr("semsegpaddle_glore.runs.find_root", lambda root: None)
-    assert plan_run(parse_args([])).config_name == "quickstart"
-    assert "no data/cityscapes here: training on the embedded data" in capsys.readouterr().out
+    assert plan_run(parse_args("test", [])).config_name == "quickstart"
+    assert "no data/cityscapes here: training on the toy data" in capsys.readouterr().out
 
 
 def test_amp_on_a_cpu_says_so_and_changes_no_digit(data, tmp_path, monkeypatch, capsys):
@@ -374,9 +375,8 @@ def test_how_the_batch_is_cut_is_said_once_at_the_start(data, tmp_path, monkeypa
     start = lines.index("batch 8 = 2 micro-batches x 4 images, learning rate 0.003; the recipe's is batch 4")
     assert lines[start + 1] == "batch normalisation: the statistics of each micro-batch, not of the batch"
     assert sum(line.startswith("batch ") for line in lines) == 2
-    plan = plan_run(parse_args(["--config", "quickstart", "--output", str(tmp_path)]))
-    say_batch(plan)
-    assert capsys.readouterr().out == "batch 4, learning rate 0.003\n"
+    plan = plan_run(parse_args("test", ["--config", "quickstart", "--output", str(tmp_path)]))
+    assert batch_lines(plan, world_size=1, micro_batches=1) == ["batch 4, learning rate 0.003"]
 
 
 def test_mixed_precision_is_of_training_alone(data, tmp_path, monkeypatch):
@@ -418,7 +418,7 @@ def test_mistakes_on_the_command_line_are_one_line(words, message, tmp_path, mon
     with pytest.raises(UserError, match=message) as error:
         run(monkeypatch, main, "--output", tmp_path / "out", *words)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

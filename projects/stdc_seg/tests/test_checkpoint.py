@@ -41,7 +41,7 @@ def trained():
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_everything_comes_back_bit_by_bit(name, tmp_path):
     model, optimizer = train_two_steps(name)
-    save_checkpoint(tmp_path / "last.safetensors", model, optimizer, STATE)
+    save_checkpoint(tmp_path / "last.safetensors", model, STATE, optimizer)
     twin, twin_optimizer = make(name)
     assert load_model(tmp_path / "last.safetensors", twin, STATE.class_names) == STATE
     load_optimizer(tmp_path / "last.safetensors", twin, twin_optimizer)
@@ -54,7 +54,7 @@ def test_everything_comes_back_bit_by_bit(name, tmp_path):
 
 
 def test_state_reads_back_without_the_network(trained, tmp_path):
-    save_checkpoint(tmp_path / "best.safetensors", trained[0], None, dataclasses.replace(STATE, best_miou=float("nan")))
+    save_checkpoint(tmp_path / "best.safetensors", trained[0], dataclasses.replace(STATE, best_miou=float("nan")))
     state = read_state(tmp_path / "best.safetensors")
     assert np.isnan(state.best_miou)
     assert (state.step, state.class_names, state.mean) == (7, ("a", "b", "c"), CONFIG.data.mean)
@@ -71,13 +71,13 @@ def test_state_reads_back_without_the_network(trained, tmp_path):
     ],
 )
 def test_other_classes_are_named(trained, tmp_path, names, message):
-    save_checkpoint(tmp_path / "c.safetensors", trained[0], None, STATE)
+    save_checkpoint(tmp_path / "c.safetensors", trained[0], STATE)
     with pytest.raises(UserError, match=message):
         load_model(tmp_path / "c.safetensors", trained[0], names)
 
 
 def test_another_network_is_refused(trained, tmp_path):
-    save_checkpoint(tmp_path / "c.safetensors", trained[0], None, STATE)
+    save_checkpoint(tmp_path / "c.safetensors", trained[0], STATE)
     with pytest.raises(UserError, match="fits another network: [1-9][0-9]* tensors are missing"):
         load_model(tmp_path / "c.safetensors", build_model("stdc2", num_classes=3), STATE.class_names)
 
@@ -97,7 +97,7 @@ def test_another_network_is_refused(trained, tmp_path):
 )
 def test_each_wrong_tensor_is_named(trained, tmp_path, change, message):
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, trained[0], None, STATE)
+    save_checkpoint(path, trained[0], STATE)
     with safetensors.safe_open(path, framework="numpy") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -109,7 +109,7 @@ def test_each_wrong_tensor_is_named(trained, tmp_path, change, message):
 
 
 def test_damaged_and_foreign_files_are_refused(trained, tmp_path):
-    save_checkpoint(tmp_path / "c.safetensors", trained[0], None, STATE)
+    save_checkpoint(tmp_path / "c.safetensors", trained[0], STATE)
     data = (tmp_path / "c.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.safetensors").write_bytes(b"")

@@ -54,7 +54,7 @@ def random_network(seed: int) -> STDCSeg:
 def save(path: Path, model: STDCSeg) -> None:
     config = read_config("quickstart", ["model.name=stdc1", "eval.input_scale=0.5"])
     names = label_set("cityscapes").class_names
-    save_checkpoint(path, model, None, TrainState(7, 0.5, 7, config_to_text(config), names, MEAN, STD))
+    save_checkpoint(path, model, TrainState(7, 0.5, 7, config_to_text(config), names, MEAN, STD))
 
 
 @pytest.fixture(scope="module")

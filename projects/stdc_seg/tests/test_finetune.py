@@ -21,7 +21,7 @@ def trainer(*words):
     """The trainer of a command, before its first step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *map(str, train_words(*words))])
-        return Trainer(plan_run(parse_args()))
+        return Trainer(plan_run(parse_args("test")))
 
 
 def tensors(path):
@@ -82,7 +82,7 @@ def test_a_finetuned_run_is_resumed_without_the_file_it_started_from(three, tmp_
     words = ["train.py", "--resume", run.plan.folder, "--iters", 3, "--extend", "--data", data]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(map(str, words)))
-        Trainer(plan_run(parse_args())).run()
+        Trainer(plan_run(parse_args("test"))).run()
     again = read_run(run.plan.folder)
     assert [row["step"] for row in again.train] == ["1", "2", "3"]
     assert again.env["finetune_sha256"] == sha256_of(weights)

@@ -404,7 +404,7 @@ def test_weights_of_another_network_are_an_error(trained):
 
 def test_checkpoint_of_our_train_is_read_too(model, tmp_path):
     state = TrainState(4, 0.5, 4, "", ("road",) * 19, (0.0,) * 3, (1.0,) * 3)
-    save_checkpoint(tmp_path / "best.safetensors", model, None, state)
+    save_checkpoint(tmp_path / "best.safetensors", model, state)
     network = build_model("stdc1")
     paddleseg_compat.load_weights(network, tmp_path / "best.safetensors")
     wanted = model.state_dict()

@@ -31,7 +31,7 @@ def save(path: Path, class_names: tuple[str, ...]) -> str:
     model = build_model("stdc1", num_classes=len(class_names))
     model(paddle.randn([2, 3, 96, 96]))  # moves the running statistics
     config = config_to_text(read_config("quickstart", ["model.name=stdc1"]))
-    save_checkpoint(path, model, None, TrainState(7, 0.5, 7, config, class_names, MEAN, STD))
+    save_checkpoint(path, model, TrainState(7, 0.5, 7, config, class_names, MEAN, STD))
     return str(path)
 
 

@@ -2,7 +2,7 @@
 
 from stdc_seg.config import LossConfig
 from stdc_seg.losses import STDCSegLoss
-from stdc_seg.updates import add_gradients
+from stdc_seg.updates import Updater
 
 import numpy as np
 import paddle
@@ -33,6 +33,10 @@ def batch():
     label = rng.integers(0, 4, (8, 12, 16))
     label[0, :11], label[2:4], label[6, 3:] = 255, 255, 255
     return rng.standard_normal((8, 3, 12, 16), dtype=np.float32), label
+
+
+def add_gradients(model, loss, images, label, accumulate=1):
+    return Updater(model, loss, None, accumulate).gradients(images, label, step=0)
 
 
 def gradients(model):

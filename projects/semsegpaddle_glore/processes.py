@@ -1,0 +1,96 @@
+"""CPU or GPU; the processes of a run that `paddle.distributed.launch` started, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+
+from common.cli import UserError
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddle import nn
+
+
+def require_gpu() -> None:
+    """For --use_gpu. Without the flag Paddle chooses: a GPU where there is one that its build can use, else the CPU.
+
+    Raises:
+        UserError: There is none.
+    """
+    with_cuda = paddle.is_compiled_with_cuda()
+    if not with_cuda or paddle.device.cuda.device_count() == 0:
+        why = "it sees none" if with_cuda else "it is the CPU build"
+        raise UserError(f"--use_gpu: no GPU that this Paddle can use ({why}): leave the flag out to run on the CPU")
+
+
+# twin: stdc_seg/processes.py
+def on_gpu() -> bool:
+    """Whether tensors are made on a GPU."""
+    return paddle.device.get_device().startswith("gpu")
+
+
+# twin: stdc_seg/processes.py
+def join() -> None:
+    """Joins the other processes of `paddle.distributed.launch`, if this is one of several."""
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        dist.init_parallel_env()
+
+
+# twin: stdc_seg/processes.py
+def rank() -> int:
+    """This process's number; 0 writes and prints."""
+    return dist.get_rank()
+
+
+# twin: stdc_seg/processes.py
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size()
+
+
+# twin: stdc_seg/processes.py
+def say(message: str) -> None:
+    """Prints in process 0."""
+    if rank() == 0:
+        print(message, flush=True)
+
+
+# twin: stdc_seg/processes.py
+def agree(value: int) -> int:
+    """The value of process 0."""
+    if world_size() == 1:
+        return value
+    shared = paddle.to_tensor([value])
+    dist.broadcast(shared, 0)
+    return int(shared)
+
+
+# twin: stdc_seg/processes.py
+def highest(value: int) -> int:
+    """The largest of the processes' values."""
+    if world_size() == 1:
+        return value
+    shared = paddle.to_tensor([value])
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
+
+
+# twin: stdc_seg/processes.py
+def total(values: np.ndarray) -> np.ndarray:
+    """The elementwise sum of the processes' arrays."""
+    if world_size() == 1:
+        return values
+    shared = paddle.to_tensor(values)
+    dist.all_reduce(shared)
+    return shared.numpy()
+
+
+# twin: stdc_seg/processes.py
+def share_buffers(model: nn.Layer) -> None:
+    """Gives every process the normalisation statistics of process 0, which are the ones that are saved."""
+    if world_size() > 1:
+        for layer in model.sublayers():
+            if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm):
+                dist.broadcast(layer._mean, 0)
+                dist.broadcast(layer._variance, 0)
