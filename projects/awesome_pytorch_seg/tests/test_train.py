@@ -328,7 +328,7 @@ def test_the_backbone_starts_from_its_file(data, tmp_path, monkeypatch):
     stored = timm.create_model("resnet18").state_dict()
     safetensors.torch.save_file(stored, file)
     begun = []
-    monkeypatch.setattr(Trainer, "run", lambda self: begun.append(self))
+    monkeypatch.setattr(Trainer, "run", lambda self, stop: begun.append(self))
     monkeypatch.setattr(training, "_end", lambda trainer: [])
     train(data, tmp_path / "out", 2, "--model", "bisenet", "--backbone-weights", file)
     filled = begun[0].model.backbone.state_dict()
@@ -341,7 +341,7 @@ def test_the_backbone_starts_from_its_file(data, tmp_path, monkeypatch):
 def test_dunets_upsampling_starts_from_the_labels(data, tmp_path, monkeypatch):
     """Its columns are orthonormal where the labels decide them; random ones would not be."""
     begun = []
-    monkeypatch.setattr(Trainer, "run", lambda self: begun.append(self))
+    monkeypatch.setattr(Trainer, "run", lambda self, stop: begun.append(self))
     monkeypatch.setattr(training, "_end", lambda trainer: [])
     train(data, tmp_path, 2, "--model", "dunet", "--backbone", "resnet18", "optimizer.ema_decay=null")
     columns = begun[0].model.upsampling.weight.detach()[:, :8]

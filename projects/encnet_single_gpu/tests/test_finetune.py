@@ -43,7 +43,7 @@ def begin(tmp_path, monkeypatch):
     def start(*words):
         begun = []
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "run", lambda self: begun.append(self))
+            patch.setattr(Trainer, "run", lambda self, stop: begun.append(self))
             patch.setattr(training, "_end", lambda trainer: [])
             printed = train(*words)
         (trainer,) = begun
