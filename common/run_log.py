@@ -82,11 +82,11 @@ class RunLog:
     def start(self, config_text: str, env: RunEnvironment | Mapping[str, Any]) -> None:
         """Writes config.yaml and env.json."""
         values = env.to_values() if isinstance(env, RunEnvironment) else dict(env)
-        with atomic_write(self.folder / "config.yaml") as stream:
-            stream.write(config_text)
         with atomic_write(self.folder / "env.json") as stream:
             json.dump(values, stream, indent=2, ensure_ascii=False)
             stream.write("\n")
+        with atomic_write(self.folder / "config.yaml") as stream:  # last: a run that has it is found by --resume
+            stream.write(config_text)
 
     def trim(self, step: int, evaluated_step: int | None = None) -> None:
         """Drops the rows after `step`, as a resumed run writes them again, and what a killed run was just writing.

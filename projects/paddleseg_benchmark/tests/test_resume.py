@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+from common import run_log
 from common.cli import UserError
 from common.runs.reading import read_run
 from paddleseg_benchmark import eval as evaluation
@@ -146,7 +147,7 @@ def test_a_run_stopped_at_ten_moments_ends_with_the_same_digits(whole, toy, tmp_
     start = time.perf_counter()
     assert call(monkeypatch, *words(toy, tmp_path / "timed")) == 0
     seconds, rng, stopped = time.perf_counter() - start, np.random.default_rng(0), 0
-    for trial in range(50):
+    for trial in range(40):
         if stopped >= 10:
             break
         output, status = tmp_path / str(trial), None
@@ -332,3 +333,19 @@ def test_the_command_of_the_original_has_its_door():
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: --use_vdl: VisualDL is not used here: leave it out; train.csv")
+
+
+def test_what_resume_finds_has_its_environment(toy, tmp_path, monkeypatch):
+    """Stopped between the two files of the start: config.yaml, by which a run is found, is written last."""
+
+    def stopped(path, *args):
+        if path.name == "config.yaml":
+            raise KeyboardInterrupt
+        return original(path, *args)
+
+    original = run_log.atomic_write
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_log, "atomic_write", stopped)
+        call(patched, *words(toy, tmp_path))
+    assert [path.name for path in tmp_path.glob("*/env.json")] == ["env.json"]
+    assert runs.find_run("latest", tmp_path) is None
