@@ -1,4 +1,15 @@
-"""Turns PyTorch weights into Paddle weights, and leaves a file only if both networks compute the same.
+"""Turns PyTorch networks and weights into Paddle, and leaves a file only if both networks compute the same.
+
+Any network, as readable code (OUT.py) with its weights:
+
+    python weights_convert/torch2paddle.py --module timm:convnext_atto --out convnext_atto
+    python weights_convert/torch2paddle.py --module torchvision:deeplabv3_resnet50 --weights FILE --out deeplabv3
+    python weights_convert/torch2paddle.py --module smp:Unet:resnet34:classes=5 --out unet --onnx
+    python weights_convert/torch2paddle.py --module mine.py:build_network --size 128x256 --weights FILE --out mine
+    python weights_convert/torch2paddle.py --module timm:resnet26d --features --out backbone      # a list of features
+    python weights_convert/torch2paddle.py --coverage timm --report DIR                           # what it reaches
+
+Weights of this repository's own networks:
 
     python weights_convert/torch2paddle.py                                       # lists what can be converted
     python weights_convert/torch2paddle.py --arch resnet50 --weights resnet50.pth --out resnet50.pdparams
@@ -181,12 +192,16 @@ def main() -> int:
     if not any(vars(args).values()):
         print_list()
         return 0
+    if args.module or args.coverage:
+        return _module(args)
+    if args.features or args.size:
+        raise UserError("--features and --size go with --module")
     if args.all:
         if args.source or args.mean or args.std or args.weights != RANDOM or args.arch or args.out or args.check:
             raise UserError("--all goes with --weights random, and besides with --onnx, --image and --report alone")
         return prove_all(Options(image=args.image, onnx=args.onnx), args.report)
     if args.report:
-        raise UserError("--report is the table of --all: --all --weights random --report DIR")
+        raise UserError("--report is the table of --all or of --coverage: --all --weights random --report DIR")
     if args.arch is None:
         raise UserError("say what the weights are of: --arch NAME (without any word, the command lists the names)")
     if args.weights is None:
@@ -206,15 +221,58 @@ def main() -> int:
     return 0
 
 
+def _module(args: argparse.Namespace) -> int:
+    """--module and --coverage."""
+    from weights_convert.graph.command import Wanted, convert_module, read_size
+
+    if args.arch or args.source or args.all or args.check or args.ema or (args.module and args.report):
+        raise UserError(
+            "--module goes with --weights, --out, --features, --size, --onnx, --image, --mean, --std, --licence"
+        )
+    if args.coverage:
+        from weights_convert.graph.coverage import cover
+
+        if args.module or args.weights or args.out or args.features or args.size or args.onnx:
+            raise UserError("--coverage goes with --report alone")
+        return cover(args.coverage, args.report)
+    wanted = Wanted(
+        module=args.module,
+        weights=None if args.weights in (None, RANDOM) else Path(args.weights),
+        out=args.out,
+        features=args.features,
+        size=read_size(args.size) if args.size else None,
+        image=args.image,
+        mean=_triple(args.mean),
+        std=_triple(args.std),
+        onnx=args.onnx,
+        licence=args.licence,
+    )
+    converted, written = convert_module(wanted)
+    if written:
+        print("written: " + ", ".join(str(path) for path in written))
+    print(converted.summary())
+    return 0
+
+
 def _triple(values: list[float] | None) -> tuple[float, ...] | None:
     return tuple(values) if values else None
 
 
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
+    network = parser.add_argument_group("any network")
+    network.add_argument("--module", metavar="NETWORK", help="timm:NAME, torchvision:NAME, smp:... (default: none)")
+    network.add_argument("--features", action="store_true", help="as a backbone: a list of features")
+    network.add_argument("--size", metavar="HxW", help="images to trace with (default: the network's own size)")
+    lists = ("timm", "torchvision", "smp")
+    network.add_argument("--coverage", choices=lists, help="try a whole library (default: one network)")
     weights = parser.add_argument_group("weights")
     weights.add_argument("--arch", metavar="NAME", help="what the weights are of (default: none, prints the list)")
-    weights.add_argument("--weights", metavar="FILE", help="PyTorch weights, or the word random; no default")
+    weights.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="PyTorch weights, or the word random (no default with --arch; random with --module)",
+    )
     weights.add_argument("--source", metavar="NAME", help="whose names the weights have (default: recognised)")
     ema_help = "take the averaged weights of a checkpoint that has both (default: the others)"
     weights.add_argument("--ema", action="store_true", help=ema_help)
@@ -229,7 +287,7 @@ def _parse_args() -> argparse.Namespace:
     output = parser.add_argument_group("output")
     suffixes = ".pdparams, .safetensors, or a name for both (default: no file, the proof alone)"
     output.add_argument("--out", type=Path, metavar="FILE", help=suffixes)
-    report = "with --all: proofs.csv and env.json go there (default: printed only)"
+    report = "with --all, --coverage: table and env.json go there (default: printed only)"
     output.add_argument("--report", type=Path, metavar="DIR", help=report)
     output.add_argument("--licence", metavar="TEXT", help="of the weights, for the card (default: not known)")
     return parser.parse_args()

@@ -95,6 +95,18 @@ class Converted:
             "peak_memory_mib": peak_memory_mib(),
         }
 
+    def summary(self) -> str:
+        """One line of the same."""
+        row = self.row()
+        free = f"free sizes {row['free_sizes']}" if row["free_sizes"] else "no free sizes"
+        third = "" if row["onnxruntime_difference"] is None else f", ONNX Runtime {row['onnxruntime_difference']:.1e}"
+        trained = "" if row["training_difference"] is None else f", training {row['training_difference']:.1e}"
+        return (
+            f"{row['module']} proven: {row['tensors']} tensors, {row['classes']} classes, {free}, largest difference "
+            f"{row['largest_difference']:.1e}{trained}{third}, {row['seconds']:.1f} s, {row['cpu_seconds']:.1f} CPU s, "
+            f"peak {row['peak_memory_mib']} MiB"
+        )
+
 
 def convert_module(wanted: Wanted) -> tuple[Converted, list[Path]]:
     """Converts a PyTorch network and proves it; writes the files if `out` is given.
@@ -135,7 +147,7 @@ def convert_module(wanted: Wanted) -> tuple[Converted, list[Path]]:
     if wanted.onnx:
         from weights_convert.graph.onnx_third import onnx_difference
 
-        third = onnx_difference(wanted, source, layer, inputs[-1].images)
+        third = onnx_difference(wanted.module, source, layer, inputs[-1].images)
         print(f"third witness, ONNX Runtime ({inputs[-1].name}): {third:.1e}")
     left_out = {name: v.numpy() for name, v in source.module.state_dict().items() if name not in code.tensors}
     result = Converted(
@@ -181,7 +193,11 @@ def fill_module(source: Source, tensors: dict[str, np.ndarray], path: Path) -> N
     optional = {name for name in shapes if name.endswith("num_batches_tracked") and name not in tensors}
     wanted = {name: shape for name, shape in shapes.items() if name not in optional}
     floats = {name: value for name, value in tensors.items() if name in wanted and state[name].dtype != torch.float32}
-    check_tensors({n: v for n, v in tensors.items() if n not in floats}, {n: s for n, s in wanted.items() if n not in floats}, path)
+    check_tensors(
+        {n: v for n, v in tensors.items() if n not in floats},
+        {n: s for n, s in wanted.items() if n not in floats},
+        path,
+    )
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(torch.from_numpy(np.array(value)))

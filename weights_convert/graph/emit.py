@@ -10,8 +10,16 @@ from typing import Any
 
 from common.cli import UserError
 from weights_convert.graph.classes import Group
-from weights_convert.graph.registry import RULES, SIZE_OPERATORS, Call, NoRuleError, is_size, literal, operator_name
-from weights_convert.graph.registry import PADDLE_DTYPES
+from weights_convert.graph.registry import (
+    PADDLE_DTYPES,
+    RULES,
+    SIZE_OPERATORS,
+    Call,
+    NoRuleError,
+    is_size,
+    literal,
+    operator_name,
+)
 from weights_convert.graph.trace import Traced
 
 import sympy
@@ -19,7 +27,7 @@ import torch
 
 TOKEN = re.compile("\x04(\\d+)\x05")
 VARIABLES = ("x", "y", "z", "u", "v", "w")
-LONGEST_COMMENT = 60
+WHERE = "weights_convert/graph/rules_*.py (README, 'A rule of your own')"
 
 
 @dataclasses.dataclass
@@ -96,7 +104,10 @@ class Writer:
         result = None
         if is_root:
             output = next(node for node in self.nodes if node.op == "output")
-            texts = [scope.expression(value, output) if isinstance(value, torch.fx.Node) else repr(value) for value in output.args[0]]
+            texts = [
+                scope.expression(value, output) if isinstance(value, torch.fx.Node) else repr(value)
+                for value in output.args[0]
+            ]
             tree = torch.utils._pytree.tree_unflatten(texts, self.traced.out_spec)
             result, outputs = _nested(tree), []
         inputs = self._inputs(statements, result, inside)
@@ -147,17 +158,19 @@ class Writer:
         if node.target is operator.getitem:
             return f"{scope.expression(node.args[0], node)}[{node.args[1]}]"
         if name not in RULES:
-            raise UserError(f"no rule for the operator {name}{_place(node)}: add one to weights_convert/graph/rules_*.py")
+            raise UserError(f"no rule for the operator {name}{_place(node)}: add one to {WHERE}")
         scope.current = node
         if node in self.super_nodes:
             return f"super().forward({scope.expression(node.args[0], node)})"
         try:
             return RULES[name](Call(node, scope))
         except NoRuleError as error:
-            raise UserError(f"no rule for {error}{_place(node)}: extend '{name}' in weights_convert/graph/rules_*.py") from None
+            raise UserError(f"no rule for {error}{_place(node)}: extend '{name}' in {WHERE}") from None
         except KeyError as error:
             if isinstance(error.args[0], torch.dtype):
-                raise UserError(f"no rule for {name} of {error.args[0]}{_place(node)}: such numbers are not covered") from None
+                raise UserError(
+                    f"no rule for {name} of {error.args[0]}{_place(node)}: such numbers are not covered"
+                ) from None
             raise
 
     def shape(self, node: torch.fx.Node) -> str:
@@ -247,10 +260,19 @@ class _Scope:
         name = operator_name(target)
         if name.startswith("aten.sym_size"):
             return f"{self.expression(node.args[0], node)}.shape[{node.args[1]}]"
-        simple = {"sym_max": "max", "sym_min": "min", "sym_int": "int", "trunc": "int", "neg": "-", "sym_float": "float"}
+        simple = {
+            "sym_max": "max",
+            "sym_min": "min",
+            "sym_int": "int",
+            "trunc": "int",
+            "neg": "-",
+            "sym_float": "float",
+        }
         short = name.rpartition(".")[2]
         if short in simple:
-            arguments = (self.size(arg) if isinstance(arg, torch.fx.Node) else literal(arg, "size") for arg in node.args)
+            arguments = (
+                self.size(arg) if isinstance(arg, torch.fx.Node) else literal(arg, "size") for arg in node.args
+            )
             return f"{simple[short]}({', '.join(arguments)})"
         if short in ("floor", "ceil"):
             self.writer.helpers.add("math")
@@ -264,7 +286,9 @@ class _Scope:
 
     def _read(self, expression: Any) -> str | None:
         """`x.shape[2]` of a tensor at hand that has this size."""
-        near = [n for n in (self.current.all_input_nodes if self.current else []) if n in self.outer or n in self.defined]
+        near = [
+            n for n in (self.current.all_input_nodes if self.current else []) if n in self.outer or n in self.defined
+        ]
         for node in [*near, *self.outer, *reversed(list(self.defined))]:
             value = node.meta.get("val")
             if not isinstance(value, torch.Tensor) or node.meta.get("owner") is not None:

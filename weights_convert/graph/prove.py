@@ -147,7 +147,9 @@ def _takes(source: Source, traced: Traced, size: tuple[int, int]) -> bool:
     return True
 
 
-def prove(source: Source, layer: paddle.nn.Layer, called: Sequence[str], owners: Iterable[str], inputs: list[ProofInput]) -> Proof:
+def prove(
+    source: Source, layer: paddle.nn.Layer, called: Sequence[str], owners: Iterable[str], inputs: list[ProofInput]
+) -> Proof:
     """Compares both networks in evaluation mode.
 
     Args:
@@ -163,7 +165,9 @@ def prove(source: Source, layer: paddle.nn.Layer, called: Sequence[str], owners:
     called = [name for name in called if name in known]
     last = inputs[-1].images
     holders = set(owners) & set(called)
-    layers = tuple(Row(name, (value,)) for name, value in _compare(source.module, layer, holders, last).items() if name != OUTPUT)
+    layers = tuple(
+        Row(name, (value,)) for name, value in _compare(source.module, layer, holders, last).items() if name != OUTPUT
+    )
     stages = _stages(called)
     columns, agreeing, counted = [], 0, 0
     for item in inputs:
@@ -183,14 +187,20 @@ def _stages(called: Sequence[str]) -> list[str]:
     """The modules of the greatest depth of which there are not too many."""
     chosen: list[str] = []
     for depth in range(1, 8):
-        deeper = [name for name in called if name.count(".") < depth and not any(n.startswith(f"{name}.") and n.count(".") < depth for n in called)]
+        deeper = [
+            name
+            for name in called
+            if name.count(".") < depth and not any(n.startswith(f"{name}.") and n.count(".") < depth for n in called)
+        ]
         if len(deeper) > MOST_STAGES and chosen:
             break
         chosen = deeper[:MOST_STAGES]
     return chosen
 
 
-def _compare(module: torch.nn.Module, layer: paddle.nn.Layer, names: Iterable[str], images: np.ndarray) -> dict[str, float]:
+def _compare(
+    module: torch.nn.Module, layer: paddle.nn.Layer, names: Iterable[str], images: np.ndarray
+) -> dict[str, float]:
     names = list(names)
     return _differences(run_torch(module, images, names), run_paddle(layer, images, names))
 
@@ -245,7 +255,9 @@ def run_paddle(layer: paddle.nn.Layer, images: np.ndarray, watched: Iterable[str
             result = layer(paddle.to_tensor(images))
         except Exception as error:
             line = (str(error).strip().splitlines() or [""])[-1]
-            raise UserError(f"the generated network fails on {tuple(images.shape)}: {line[:300]}{_line_of(error)}") from None
+            raise UserError(
+                f"the generated network fails on {tuple(images.shape)}: {line[:300]}{_line_of(error)}"
+            ) from None
     outputs[OUTPUT] = [value.numpy() for value in flat(result)]
     return outputs
 
@@ -270,7 +282,8 @@ def prove_training(
     Returns:
         Differences of "loss" and of the tensors' gradients by name, and what was compared.
     """
-    batch = 4 if "B" in traced.free else 2
+    has_norms = any(isinstance(part, BATCH_NORMS) for part in source.module.modules())
+    batch = 4 if "B" in traced.free and has_norms else 2
     size = (64, 96) if _takes(source, traced, (64, 96)) else size
     images = np.random.default_rng(1).standard_normal((batch, source.channels, *size))
     first: Exception | None = None
@@ -332,7 +345,9 @@ def _paddle_gradients(layer: paddle.nn.Layer, images: np.ndarray, code: Code) ->
     before = {name: value.numpy() for name, value in layer.state_dict().items() if "running_" in name}
     try:
         result = _real(layer(paddle.to_tensor(images)))
-        weights = [paddle.to_tensor(_weights(i, tuple(value.shape)), dtype=value.dtype) for i, value in enumerate(result)]
+        weights = [
+            paddle.to_tensor(_weights(i, tuple(value.shape)), dtype=value.dtype) for i, value in enumerate(result)
+        ]
         loss = sum((value * weight).mean() for value, weight in zip(result, weights, strict=True))
         loss.backward()
         ours = {name: value.grad.numpy() for name, value in layer.named_parameters() if value.grad is not None}
@@ -355,12 +370,14 @@ def _weights(index: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(100 + index).standard_normal(shape).astype(np.float32)
 
 
-def _torch_gradients(module: torch.nn.Module, images: np.ndarray, code: Code) -> tuple[str, float, dict[str, np.ndarray]]:
-    """Loss and gradients of the source in training mode; only its batch norms are, where training changes the outputs."""
+def _torch_gradients(
+    module: torch.nn.Module, images: np.ndarray, code: Code
+) -> tuple[str, float, dict[str, np.ndarray]]:
+    """Loss and gradients of the source in training mode; its batch norms' alone, where training changes the outputs."""
     with torch.no_grad():
         shapes = [tuple(value.shape) for value in flat(module(torch.from_numpy(images.copy())))]
     with _dropout_off(module):
-        for mode, switch in (("train()", _train), ("batch norms in training", _train_norms)):
+        for switch in (_train, _train_norms):
             switch(module)
             with _one_torch_thread(), _kept_buffers(module):
                 try:
@@ -371,7 +388,9 @@ def _torch_gradients(module: torch.nn.Module, images: np.ndarray, code: Code) ->
                     continue
                 if switch is _train and [tuple(value.shape) for value in flat(result)] != shapes:
                     continue
-                weights = [torch.from_numpy(_weights(i, tuple(v.shape))).to(v.dtype) for i, v in enumerate(_real(result))]
+                weights = [
+                    torch.from_numpy(_weights(i, tuple(v.shape))).to(v.dtype) for i, v in enumerate(_real(result))
+                ]
                 loss = sum((v * w).mean() for v, w in zip(_real(result), weights, strict=True))
                 module.zero_grad(set_to_none=True)
                 loss.backward()
@@ -383,7 +402,7 @@ def _torch_gradients(module: torch.nn.Module, images: np.ndarray, code: Code) ->
     }
     module.zero_grad(set_to_none=True)
     module.eval()
-    return mode, float(loss), gradients
+    return "train()" if switch is _train else "batch norms in training", float(loss), gradients
 
 
 def _train(module: torch.nn.Module) -> None:
@@ -416,7 +435,11 @@ def _dropout_off(module: torch.nn.Module) -> Iterator[None]:
     for part in module.modules():
         for name in names:
             value = part.__dict__.get(name)
-            if isinstance(value, float) and 0 < value < 1 and ("rop" in name or "rop" in type(part).__name__ or "Depth" in type(part).__name__):
+            if (
+                isinstance(value, float)
+                and 0 < value < 1
+                and ("rop" in name or "rop" in type(part).__name__ or "Depth" in type(part).__name__)
+            ):
                 setattr(part, name, 0.0)
                 changed.append(lambda part=part, name=name, value=value: setattr(part, name, value))
     try:

@@ -16,8 +16,15 @@ import torch
 
 HOLE_START, HOLE_MIDDLE, HOLE_END = "\x01", "\x02", "\x03"
 PADDLE_DTYPES = {
-    **{torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"},
-    **{torch.int64: "int64", torch.int32: "int32", torch.int16: "int16", torch.int8: "int8", torch.uint8: "uint8"},
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
     torch.bool: "bool",
 }
 RULES: dict[str, Callable[[Call], str]] = {}
@@ -136,6 +143,10 @@ class Call:
     def val(self, name: str = "self") -> Any:
         """What the tracer knows of an argument: a fake tensor, or the constant itself."""
         return value_of(self.arguments[name])
+
+    def size_of(self, size: Any) -> str:
+        """A size of some tensor: a number, or arithmetic over sizes at hand."""
+        return self._scope.size(size)
 
     @property
     def out(self) -> Any:

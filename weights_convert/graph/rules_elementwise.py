@@ -9,19 +9,54 @@ from weights_convert.graph.registry import Call, Layer, layer, literal, rule
 import torch
 
 SIMPLE = {  # operator -> Paddle function of one tensor, with the same values, NaN and infinity included
-    **{"abs": "paddle.abs", "ceil": "paddle.ceil", "cos": "paddle.cos", "erf": "paddle.erf", "exp": "paddle.exp"},
-    **{"expm1": "paddle.expm1", "floor": "paddle.floor", "log": "paddle.log", "log1p": "paddle.log1p"},
-    **{"log2": "paddle.log2", "neg": "-", "reciprocal": "paddle.reciprocal", "relu": "F.relu", "rsqrt": "paddle.rsqrt"},
-    **{"sigmoid": "F.sigmoid", "sign": "paddle.sign", "silu": "F.silu", "sin": "paddle.sin", "sqrt": "paddle.sqrt"},
-    **{"square": "paddle.square", "tanh": "paddle.tanh", "tan": "paddle.tan", "atan": "paddle.atan", "mish": "F.mish"},
-    **{"log_sigmoid": "F.log_sigmoid", "hardswish": "F.hardswish", "relu6": "F.relu6", "cosh": "paddle.cosh"},
-    **{"isnan": "paddle.isnan", "isinf": "paddle.isinf", "logical_not": "paddle.logical_not", "selu": "F.selu"},
-    **{"sinh": "paddle.sinh", "asin": "paddle.asin", "acos": "paddle.acos", "trunc": "paddle.trunc"},
+    "abs": "paddle.abs",
+    "ceil": "paddle.ceil",
+    "cos": "paddle.cos",
+    "erf": "paddle.erf",
+    "exp": "paddle.exp",
+    "expm1": "paddle.expm1",
+    "floor": "paddle.floor",
+    "log": "paddle.log",
+    "log1p": "paddle.log1p",
+    "log2": "paddle.log2",
+    "neg": "-",
+    "reciprocal": "paddle.reciprocal",
+    "relu": "F.relu",
+    "rsqrt": "paddle.rsqrt",
+    "sigmoid": "F.sigmoid",
+    "sign": "paddle.sign",
+    "silu": "F.silu",
+    "sin": "paddle.sin",
+    "sqrt": "paddle.sqrt",
+    "square": "paddle.square",
+    "tanh": "paddle.tanh",
+    "tan": "paddle.tan",
+    "atan": "paddle.atan",
+    "mish": "F.mish",
+    "log_sigmoid": "F.log_sigmoid",
+    "hardswish": "F.hardswish",
+    "relu6": "F.relu6",
+    "cosh": "paddle.cosh",
+    "isnan": "paddle.isnan",
+    "isinf": "paddle.isinf",
+    "logical_not": "paddle.logical_not",
+    "selu": "F.selu",
+    "sinh": "paddle.sinh",
+    "asin": "paddle.asin",
+    "acos": "paddle.acos",
+    "trunc": "paddle.trunc",
     "bitwise_not": "paddle.bitwise_not",
 }
 SIMPLE_LAYERS = {
-    **{"relu": "nn.ReLU()", "sigmoid": "nn.Sigmoid()", "silu": "nn.Silu()", "tanh": "nn.Tanh()", "mish": "nn.Mish()"},
-    **{"hardswish": "nn.Hardswish()", "relu6": "nn.ReLU6()", "log_sigmoid": "nn.LogSigmoid()", "selu": "nn.SELU()"},
+    "relu": "nn.ReLU()",
+    "sigmoid": "nn.Sigmoid()",
+    "silu": "nn.Silu()",
+    "tanh": "nn.Tanh()",
+    "mish": "nn.Mish()",
+    "hardswish": "nn.Hardswish()",
+    "relu6": "nn.ReLU6()",
+    "log_sigmoid": "nn.LogSigmoid()",
+    "selu": "nn.SELU()",
 }
 FLOATING = {
     "cos",
@@ -339,4 +374,4 @@ def drop_path(call: Call) -> str:
     """Stochastic depth: in training whole samples become 0 with probability p, the others grow by 1 / (1 - p)."""
     if not call["scale"]:
         raise call.refuse("drop-path without scaling")
-    return f"{call.helper('drop_path')}({call.x()}, {literal(call['p'], 'drop_path')}, self.training)"
+    return f"{call.helper('drop_path')}({call.x('x')}, {literal(call['p'], 'drop_path')}, self.training)"

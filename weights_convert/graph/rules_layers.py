@@ -27,8 +27,8 @@ def _conv_options(call: Call, rank: int) -> list[tuple[str, str]]:
     before, behind = _same_padding(call, rank)
     options = [("stride", one_or_list(stride, "stride"))]
     options += [("padding", one_or_list(before, "padding"))] if before == behind else []
-    options += [("dilation", one_or_list(dilation, "dilation"))] if set(dilation) != {1} else []
-    return options + ([("groups", literal(call["groups"], "groups"))] if call["groups"] != 1 else [])
+    options += [("dilation", one_or_list(dilation, "dilation"))]
+    return [*options, ("groups", literal(call["groups"], "groups"))]  # what is usual, `source.py` leaves out
 
 
 def _written(options: list[tuple[str, str]]) -> str:
@@ -59,7 +59,6 @@ def conv_layer(call: Call) -> Layer | None:
     sizes = f"{literal(int(weight[1]) * call['groups'], 'in_channels')}, {literal(int(weight[0]), 'out_channels')}"
     kernel = one_or_list([int(size) for size in weight[2:]], "kernel_size")
     options = _conv_options(call, rank)
-    options = [pair for pair in options if pair != ("padding", literal(0, "padding"))]
     options += [] if call["bias"] is not None else [("bias_attr", "False")]
     tensors = {"weight": "weight"} | ({"bias": "bias"} if call["bias"] is not None else {})
     return Layer(f"nn.Conv{rank}D({sizes}, {kernel}{_written(options)})", tensors)
@@ -67,10 +66,9 @@ def conv_layer(call: Call) -> Layer | None:
 
 def _transposed_options(call: Call, rank: int) -> list[tuple[str, str]]:
     options = []
-    for name, usual in (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1)):
-        values = call.pair(name, rank)
-        options += [(name, one_or_list(values, name))] if set(values) != {usual} else []
-    return options + ([("groups", literal(call["groups"], "groups"))] if call["groups"] != 1 else [])
+    for name in ("stride", "padding", "output_padding", "dilation"):
+        options.append((name, one_or_list(call.pair(name, rank), name)))
+    return [*options, ("groups", literal(call["groups"], "groups"))]
 
 
 @rule(*TRANSPOSED)

@@ -92,7 +92,7 @@ def adaptive_max_pool(call: Call) -> str:
     rank, x = _rank(call), call.x()
     sizes = list(call["output_size"])
     if sizes == [1] * rank and not _second_is_used(call):
-        return f"[paddle.max({x}, axis={list(range(-rank, 0))}, keepdim=True)]"
+        return f"[paddle.max({x}, axis={list(range(-rank, 0))}, keepdim=True), None]"
     shown = ", ".join(call.show(size, "output_size") for size in sizes)
     shown = f"[{shown}]" if rank > 1 else shown
     return f"F.adaptive_max_pool{rank}d({x}, {shown}, return_mask=True)"

@@ -283,7 +283,7 @@ def meshgrid(call: Call) -> str:
     if call.arguments.get("indexing", "ij") == "ij":
         return f"paddle.meshgrid({', '.join(tensors)})"
     a, b = tensors
-    return f"[grid.T for grid in paddle.meshgrid({b}, {a})][::-1]"
+    return f"paddle.meshgrid({b}, {a})[::-1]"
 
 
 def _made(call: Call) -> str:

@@ -15,8 +15,17 @@ from common.cli import UserError
 from weights_convert.graph import helpers, rules_elementwise, rules_layers, rules_pool, rules_reduce, rules_shape
 from weights_convert.graph.classes import Branch, Group, OwnTensor, build_tree, group_calls
 from weights_convert.graph.emit import Method, Writer, name_values
-from weights_convert.graph.registry import HOLE_END, HOLE_MIDDLE, HOLE_START, LAYERS, PADDLE_DTYPES, Call, Layer
-from weights_convert.graph.registry import literal, operator_name
+from weights_convert.graph.registry import (
+    HOLE_END,
+    HOLE_MIDDLE,
+    HOLE_START,
+    LAYERS,
+    PADDLE_DTYPES,
+    Call,
+    Layer,
+    literal,
+    operator_name,
+)
 from weights_convert.graph.trace import Traced
 
 import torch
@@ -24,6 +33,8 @@ import torch
 RULE_FILES = (rules_elementwise, rules_layers, rules_pool, rules_reduce, rules_shape)
 HOLE = re.compile(f"{HOLE_START}([^{HOLE_MIDDLE}]*){HOLE_MIDDLE}([^{HOLE_END}]*){HOLE_END}")
 CALL = re.compile("\x06(\\d+)\x07")
+CONVOLUTION = re.compile(r"(nn\.Conv\dD(Transpose)?|F\.conv\dd(_transpose)?)\([^()]*\)|super\(\)\.__init__\([^()]*\)")
+USUAL = re.compile(r", (stride=1|padding=0|output_padding=0|dilation=1|groups=1)(?=[,)])")
 LINE_LENGTH = 120
 LOOP_FROM = 3  # equal layers in a row that become a loop
 
@@ -148,14 +159,25 @@ class _File:
         methods = []
         for group in branch.groups:
             named = name_values(self.writer.methods[id(group)], self.writer)
-            lines = [(CALL.sub(lambda match: self.calls[int(match[1])], text), comment) for text, comment in named.lines]
+            lines = [
+                (CALL.sub(lambda match: self.calls[int(match[1])], text), comment) for text, comment in named.lines
+            ]
             lines = self._looped(lines, branch)
-            same = [name for name, arguments, known in methods if (arguments, _codes(known)) == (named.arguments, _codes(lines))]
+            same = [
+                name
+                for name, arguments, known in methods
+                if (arguments, _codes(known)) == (named.arguments, _codes(lines))
+            ]
             name = same[0] if same else "forward" if not methods else f"forward_{len(methods) + 1}"
             if not same:
                 methods.append((name, named.arguments, lines))
             self.calls[id(group)] = "" if name == "forward" else f".{name}"
-        key = (branch.kind, base, _blank("\n".join(init)), _blank(repr([(n, a, _codes(lines)) for n, a, lines in methods])))
+        key = (
+            branch.kind,
+            base,
+            _blank("\n".join(init)),
+            _blank(repr([(n, a, _codes(lines)) for n, a, lines in methods])),
+        )
         if key not in self.kinds:
             self.kinds[key] = Kind(self._class_name(branch), base, init, methods, [], branch.kind)
         self.kinds[key].members.append(branch)
@@ -184,7 +206,8 @@ class _File:
             self._put_arguments(kind, replaced)
             for position, member in enumerate(kind.members):
                 given = ", ".join(
-                    f"{name}={HOLE_START}{name}{HOLE_MIDDLE}{values[position]}{HOLE_END}" for values, name in arguments.items()
+                    f"{name}={HOLE_START}{name}{HOLE_MIDDLE}{values[position]}{HOLE_END}"
+                    for values, name in arguments.items()
                 )
                 self.constructors[member.path] = f"{kind.name}({given})"
 
@@ -201,9 +224,9 @@ class _File:
             return prefix + name
 
         first = kind.members[0]
-        kind.init = [HOLE.sub(lambda m: put(m, ""), line) for line in first.kind_init]
+        kind.init = [_short(HOLE.sub(lambda m: put(m, ""), line)) for line in first.kind_init]
         kind.methods = [
-            (name, arguments, [(HOLE.sub(lambda m: put(m, "self._"), text), comment) for text, comment in lines])
+            (name, arguments, [(_short(HOLE.sub(lambda m: put(m, "self._"), text)), note) for text, note in lines])
             for name, arguments, lines in first.kind_methods
         ]
         kind.init[1:1] = [f"self._{name} = {name}" for name in kind.arguments if name in in_forward]
@@ -217,9 +240,11 @@ class _File:
             buffers = {own.name: PADDLE_DTYPES[own.value.dtype] for own in branch.tensors if not own.is_parameter}
             options = f"buffers={buffers!r}, " if buffers else ""
             if branch.children:
-                options += "layers={" + ", ".join(
-                    f'"{name}": {self.constructors[child.path]}' for name, child in branch.children.items()
-                ) + "}, "
+                options += (
+                    "layers={"
+                    + ", ".join(f'"{name}": {self.constructors[child.path]}' for name, child in branch.children.items())
+                    + "}, "
+                )
             return f"Tensors({options}{shapes})"
         inner = ", ".join(f'"{name}": {self.constructors[child.path]}' for name, child in branch.children.items())
         return f"nn.LayerDict({{{inner}}})"
@@ -312,7 +337,9 @@ class _File:
         for child_name, child in branch.children.items():
             text = self.constructors[child.path]
             lines.append(
-                f"self.{child_name} = {text}" if child_name.isidentifier() else f'self.add_sublayer("{child_name}", {text})'
+                f"self.{child_name} = {text}"
+                if child_name.isidentifier()
+                else f'self.add_sublayer("{child_name}", {text})'
             )
         return name, lines
 
@@ -326,7 +353,12 @@ class _File:
                 continue
             found = self._layer_of(item, branch, wanted)
             if found is not None and found.tensors:
-                users = [n for n in self.traced.graph.nodes for a in n.all_input_nodes if a.meta.get("owner", (None,))[0] == branch.path]
+                users = [
+                    n
+                    for n in self.traced.graph.nodes
+                    for a in n.all_input_nodes
+                    if a.meta.get("owner", (None,))[0] == branch.path
+                ]
                 if set(users) == {item}:
                     return found, item
         return None
@@ -346,7 +378,10 @@ class _File:
             returns = found[-1] is not None and found[-1][1] == "return"
             names = {one[1] for one in found[: count - returns] if one} or {match[1]}
             fits = (
-                all(one and one[2] == match[2] and one[3] == str(i) and one[4] == match[4] for i, one in enumerate(found))
+                all(
+                    one and one[2] == match[2] and one[3] == str(i) and one[4] == match[4]
+                    for i, one in enumerate(found)
+                )
                 and len(names) == 1
                 and re.match(rf"{match[1]}\b", match[4])
                 and match[1] != "return"
@@ -411,6 +446,11 @@ class _File:
         return "\n".join(lines)
 
 
+def _short(line: str) -> str:
+    """A line without the options of convolutions that have their usual values."""
+    return CONVOLUTION.sub(lambda match: USUAL.sub("", match[0]), line)
+
+
 def _codes(lines: list[tuple[str, str]]) -> list[str]:
     return [text for text, _ in lines]
 
@@ -453,7 +493,12 @@ def _docstring(text: str, indent: int) -> list[str]:
     if len(text) + indent + 6 <= LINE_LENGTH:
         return [f'{space}"""{text}"""']
     first, _, rest = text.partition(": ")
-    return [f'{space}"""{first}.', "", *(f"{space}{line}" for line in _wrapped(rest, LINE_LENGTH - indent)), f'{space}"""']
+    return [
+        f'{space}"""{first}.',
+        "",
+        *(f"{space}{line}" for line in _wrapped(rest, LINE_LENGTH - indent)),
+        f'{space}"""',
+    ]
 
 
 def _wrapped(text: str, width: int = LINE_LENGTH) -> list[str]:
@@ -475,7 +520,9 @@ def format_code(text: str) -> str:
         compile(text, "generated", "exec")
     except SyntaxError as error:
         line = text.splitlines()[(error.lineno or 1) - 1].strip()
-        raise UserError(f"the generated code is no Python ({error.msg}): {line[:200]}; report it with the network") from None
+        raise UserError(
+            f"the generated code is no Python ({error.msg}): {line[:200]}; report it with the network"
+        ) from None
     ruff = shutil.which("ruff") or str(Path(sys.executable).with_name("ruff"))
     if not Path(ruff).exists():
         return text

@@ -149,7 +149,9 @@ def _smp(spec: str, decoder: str, encoder: str, options: dict[str, Any]) -> Sour
 
     names = [name for name in dir(smp) if inspect.isclass(getattr(smp, name))]
     if decoder not in names:
-        raise UserError(f"--module '{spec}': segmentation_models_pytorch has no '{decoder}': {did_you_mean(decoder, names)}")
+        raise UserError(
+            f"--module '{spec}': segmentation_models_pytorch has no '{decoder}': {did_you_mean(decoder, names)}"
+        )
     module = _built(spec, getattr(smp, decoder), encoder, encoder_weights=None, **options)
     return Source(spec, f"segmentation_models_pytorch.{decoder}('{encoder}')", module)
 

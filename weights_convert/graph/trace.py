@@ -109,6 +109,7 @@ def _traced(module: torch.nn.Module, program: Any, free: tuple[str, ...], size: 
     mutated = [spec.target for spec in program.graph_signature.output_specs if spec.kind.name.endswith("MUTATION")]
     if any(mutated):
         raise UserError(f"the network changes its buffer '{mutated[0]}' in forward: a graph cannot, make it an output")
+    _require_constant_tensors(program)
     if _writes_into_views(program.graph):
         program = program.run_decompositions({})
     graph_module = program.graph_module
@@ -213,6 +214,19 @@ def _canonical_names(module: torch.nn.Module) -> dict[str, str]:
     return names
 
 
+def _require_constant_tensors(program: Any) -> None:
+    """Raises UserError where forward writes into a parameter or a buffer."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        target = node
+        while target.op == "call_function" and (_is_in_place(target) or (target is not node and _is_view(target))):
+            target = target.args[0]
+        if target is not node and target.op == "placeholder" and specs[target.name].kind != InputKind.USER_INPUT:
+            raise UserError(
+                f"the network changes its tensor '{specs[target.name].target}' in forward: make it an output"
+            )
+
+
 def _writes_into_views(graph: torch.fx.Graph) -> bool:
     """Whether a part of a tensor is written in place, or a tensor of which a view is in use."""
     position = {node: index for index, node in enumerate(graph.nodes)}
@@ -270,11 +284,16 @@ def _inline_subgraphs(graph_module: torch.fx.GraphModule) -> None:
                 if inner.op == "placeholder":
                     values[inner] = next(inputs)
                 elif inner.op == "output":
-                    results = torch.fx.map_arg(inner.args[0], lambda item: values[item])
+                    results = torch.fx.map_arg(inner.args[0], values.__getitem__)
                 else:
-                    values[inner] = graph.node_copy(inner, lambda item: values[item])
+                    values[inner] = graph.node_copy(inner, values.__getitem__)
         for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])
+            result = results[user.args[1]]
+            if node.args[0] is False:
+                with graph.inserting_before(node):
+                    detached = graph.call_function(torch.ops.aten.detach.default, (result,))
+                detached.meta, result = dict(result.meta), detached
+            user.replace_all_uses_with(result)
             graph.erase_node(user)
         graph.erase_node(node)
 
