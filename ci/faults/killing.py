@@ -24,7 +24,7 @@ from common.cli import run_command
 
 import numpy as np
 from targets import Command
-from testkit import ENV, REPOSITORY
+from testkit import ENV_WITH_KIT, REPOSITORY
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 SOON = 0.005  # seconds after a file operation in which a kill falls
@@ -52,10 +52,8 @@ class Killer:
     def __init__(self, command: Command, folder: Path, prepare: str = ""):
         words = [sys.executable, __file__, command.module, str(folder), prepare]
         cwd = (REPOSITORY / command.script).parent
-        path = os.pathsep.join(filter(None, (str(REPOSITORY / "ci"), ENV.get("PYTHONPATH"))))  # for testkit
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV | {"PYTHONPATH": path}, cwd=cwd
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(words, **pipes, text=True, env=ENV_WITH_KIT, cwd=cwd)
 
     def run(self, words: tuple[str, ...], operations: int = 0, seconds: float | None = None) -> Ended:
         """Runs the command, and kills it `seconds` after so many file operations (None: lets it end)."""

@@ -3,13 +3,14 @@
 `pyproject.toml` puts `ci/` and the folders of tests with shared modules on pytest's path.
 """
 
-from testkit.commands import ENV, REPOSITORY, error_line, run_command, run_here
+from testkit.commands import ENV, ENV_WITH_KIT, REPOSITORY, error_line, run_command, run_here
 from testkit.data import CLASSES, write_data
 from testkit.runs import numbers, run_folder
 
 __all__ = [
     "CLASSES",
     "ENV",
+    "ENV_WITH_KIT",
     "REPOSITORY",
     "error_line",
     "numbers",

@@ -14,6 +14,9 @@ from unittest.mock import patch
 REPOSITORY = Path(__file__).resolve().parents[2]
 # One thread: tests run two at a time on two cores, and the frameworks must not share them unevenly.
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+_PATHS = (str(REPOSITORY / "ci"), os.environ.get("PYTHONPATH", ""))
+ENV_WITH_KIT = {**ENV, "PYTHONPATH": os.pathsep.join(filter(None, _PATHS))}
+"""For processes that import modules of tests."""
 
 
 def run_command(

@@ -13,7 +13,8 @@ from common.samples.roots import open_list
 
 import numpy as np
 import pytest
-from awesome_runs import SMALL, write_data
+from awesome_runs import SMALL
+from testkit import write_data
 
 FILL = (10, 20, 30)
 

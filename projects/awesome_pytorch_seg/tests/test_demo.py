@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from awesome_runs import run_folder, run_here, train, write_data
+from awesome_runs import train
 from PIL import Image
+from testkit import run_folder, run_here, write_data
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

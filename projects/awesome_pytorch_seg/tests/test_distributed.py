@@ -12,7 +12,8 @@ from common.cli import UserError
 from common.runs.reading import read_run
 
 import pytest
-from awesome_runs import ENV, PROJECT, numbers, run_folder, run_here, train_words, write_data
+from awesome_runs import PROJECT, train_words
+from testkit import ENV, numbers, run_folder, run_here, write_data
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from awesome_runs import STAGES, numbers, run_folder, run_here, train, write_data
+from awesome_runs import STAGES, train
+from testkit import numbers, run_folder, run_here, write_data
 from torch import nn
 
 # The authors' table 1 and Lua files (e-lab/ENet-training at f762144), at 512x512: what each block gives, and its

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from awesome_runs import run_here, write_data
+from testkit import run_here, write_data
 from torch import nn
 
 

@@ -12,7 +12,8 @@ from common.runs.reading import read_run
 import pytest
 import safetensors.torch
 import torch
-from awesome_runs import run_folder, run_here, train, write_data
+from awesome_runs import train
+from testkit import run_folder, run_here, write_data
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from awesome_pytorch_seg.runs import find_weights, plan_run
 from common.cli import UserError
 
 import pytest
-from awesome_runs import run_folder, train, write_data
+from awesome_runs import train
+from testkit import run_folder, write_data
 
 
 @pytest.fixture(scope="module")

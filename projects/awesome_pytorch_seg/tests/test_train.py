@@ -22,19 +22,9 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from awesome_runs import (
-    STAGES,
-    command,
-    error_line,
-    numbers,
-    run_folder,
-    run_here,
-    train,
-    train_words,
-    without_new_keys,
-    write_data,
-)
+from awesome_runs import STAGES, command, train, train_words, without_new_keys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from testkit import error_line, numbers, run_folder, run_here, write_data
 from torch import nn
 
 EVERY = ("train.eval_every=4", "train.checkpoint_every=3")

@@ -7,7 +7,8 @@ from encnet_single_gpu.benchmark import Setting, main, measure, size_of, speedup
 
 import pytest
 import torch
-from encnet_runs import TinyNet, run_here
+from encnet_runs import TinyNet
+from testkit import run_here
 from torch import nn
 
 

@@ -15,7 +15,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from encnet_runs import TinyNet, run_here, tiny_networks
+from encnet_runs import TinyNet, tiny_networks
+from testkit import run_here
 
 
 @pytest.fixture(scope="module")

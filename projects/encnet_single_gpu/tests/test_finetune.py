@@ -14,7 +14,8 @@ from encnet_single_gpu.train import Trainer
 import pytest
 import safetensors.torch
 import torch
-from encnet_runs import run_folder, train, write_data
+from encnet_runs import train, write_data
+from testkit import run_folder
 from torch import nn
 
 CUSTOM = ("--dataset", "custom")

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from encnet_runs import TinyNet, run_folder, run_here, tiny_networks, train, write_data
+from encnet_runs import TinyNet, tiny_networks, train, write_data
 from PIL import Image
+from testkit import run_folder, run_here
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from encnet_runs import SMALL, build_tiny, numbers, run_folder, run_here, tiny_networks, train, write_data
+from encnet_runs import SMALL, build_tiny, tiny_networks, train, write_data
+from testkit import numbers, run_folder, run_here
 from torch import nn
 
 

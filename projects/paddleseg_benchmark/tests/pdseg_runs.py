@@ -1,19 +1,15 @@
 """What the tests of the zoo share: a network of one convolution, batches, and the commands run as a user does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 from common.toy_dataset import write_toy_dataset
 from paddleseg_benchmark.zoo import zoo
 
 import numpy as np
 import paddle
+from testkit import REPOSITORY, run_command
 
-PROJECT = Path(__file__).parents[1]
-# One thread: the tests run two at a time on two cores, and paddle must not share them unevenly.
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+PROJECT = REPOSITORY / "projects" / "paddleseg_benchmark"
 
 
 class Logits(paddle.nn.Layer):
@@ -49,33 +45,10 @@ def write_data(root, size=(64, 128)):
     return write_toy_dataset("cityscapes", root, 8, 3, size)
 
 
-def command(script, *words, launcher=(), timeout=170):
-    """Runs one of the project's scripts from its folder. Returns the finished process with its output as text."""
-    return subprocess.run(
-        [sys.executable, *launcher, script, *map(str, words)],
-        cwd=PROJECT,
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+command = partial(run_command, "paddleseg_benchmark")
 
 
 def launch(log_dir, script, *words):
     """The same in two processes."""
     launcher = ("-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(log_dir))
     return command(script, *words, launcher=launcher)
-
-
-def run_folder(output):
-    (folder,) = (path.parent for path in Path(output).glob("*/config.yaml"))
-    return folder
-
-
-def error_line(process):
-    """The one line with which a user error ends; fails on a traceback or another status."""
-    assert process.returncode == 1, process.stdout[-1000:] + process.stderr[-2000:]
-    assert "Traceback" not in process.stderr, process.stderr[-2000:]
-    (line,) = [text for text in process.stderr.splitlines() if text.startswith("error: ")]
-    return line

@@ -15,7 +15,7 @@ from paddleseg_benchmark.zoo import zoo
 import cv2
 import numpy as np
 import pytest
-from pdseg_runs import run_folder
+from testkit import run_folder
 
 
 @pytest.fixture(scope="module")

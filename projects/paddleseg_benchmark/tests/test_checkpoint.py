@@ -11,7 +11,8 @@ from paddleseg_benchmark.updates import DynamicStep, StaticStep
 import numpy as np
 import paddle
 import pytest
-from pdseg_runs import ENV, PROJECT, batch, small_network
+from pdseg_runs import PROJECT, batch, small_network
+from testkit import ENV
 
 STATE = TrainState(
     step=3,

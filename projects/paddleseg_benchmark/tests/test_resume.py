@@ -22,7 +22,8 @@ from results.record import record
 
 import numpy as np
 import pytest
-from pdseg_runs import ENV, PROJECT, run_folder, write_data
+from pdseg_runs import PROJECT, write_data
+from testkit import ENV, run_folder
 
 TIMED = {"step_time_s", "data_time_s", "seconds", "images_per_s", "peak_memory_gib"}
 WORDS = ("--config", "fastscnn.yml", "--batch_size", "2", "--crop_size", "64", "64", "--log_iters", "1", "--iters", "4")

@@ -15,7 +15,8 @@ from paddleseg_benchmark.zoo import zoo
 import numpy as np
 import paddle
 import pytest
-from pdseg_runs import PROJECT, command, error_line, launch, run_folder, write_data
+from pdseg_runs import PROJECT, command, launch, write_data
+from testkit import error_line, run_folder
 
 SEED_COMMAND = (
     *("--cfg", "configs/hrnetw18_cityscapes_1024x512_215.yaml", "--use_gpu", "--use_mpio", "--log_steps", "10"),
@@ -145,7 +146,7 @@ def test_the_original_static_command_says_on_a_cpu_what_to_leave_out():
         pytest.skip("this Paddle may have a GPU")
     message = error_line(command("static_train.py", *SEED_COMMAND))
     assert message == (
-        "error: --use_gpu: Paddle finds no GPU here: leave out --use_gpu and MODEL.FP16 to train on the CPU"
+        "--use_gpu: Paddle finds no GPU here: leave out --use_gpu and MODEL.FP16 to train on the CPU"
     )
 
 

@@ -9,7 +9,8 @@ from common.runs.reading import read_run
 import numpy as np
 import pytest
 from glore_no_batch_norm import updated
-from glore_runs import ENV, PROJECT, command, numbers, run_folder, train_words, write_data
+from glore_runs import PROJECT, command, train_words, write_data
+from testkit import ENV, numbers, run_folder
 
 
 @pytest.fixture(scope="module")

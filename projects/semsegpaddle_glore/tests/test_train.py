@@ -22,20 +22,9 @@ from semsegpaddle_glore.train import main, parse_args
 import cv2
 import numpy as np
 import pytest
-from glore_runs import (
-    CLASSES,
-    ENV,
-    PROJECT,
-    command,
-    error_line,
-    numbers,
-    run_folder,
-    train,
-    train_here,
-    train_words,
-    write_data,
-)
+from glore_runs import CLASSES, PROJECT, command, train, train_here, train_words, write_data
 from safetensors.numpy import save_file
+from testkit import ENV, error_line, numbers, run_folder
 
 EVERY = ("train.eval_every=6", "train.checkpoint_every=4")
 STEPS = 12

@@ -7,7 +7,8 @@ import time
 from common.runs.reading import read_run
 
 import pytest
-from runs import ENV, PROJECT, command, numbers, run_folder, train_words, write_data
+from stdc_runs import PROJECT, command, train_words
+from testkit import ENV, numbers, run_folder, write_data
 
 
 @pytest.fixture(scope="module")

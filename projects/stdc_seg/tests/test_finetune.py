@@ -13,8 +13,9 @@ from stdc_seg.train import Trainer, parse_args
 
 import numpy as np
 import pytest
-from runs import train_words, write_data
 from safetensors.numpy import load_file, save_file
+from stdc_runs import train_words
+from testkit import write_data
 
 
 def trainer(*words):
@@ -39,7 +40,7 @@ def three(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("five"), classes=5)
+    return write_data(tmp_path_factory.mktemp("five"), names=("one", "two", "three", "four", "five"))
 
 
 def test_other_classes_begin_anew_and_all_else_is_the_checkpoints(three, five, tmp_path, capsys):

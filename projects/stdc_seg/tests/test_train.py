@@ -16,8 +16,9 @@ from stdc_seg.train import main, parse_args
 import cv2
 import numpy as np
 import pytest
-from runs import ENV, PROJECT, command, error_line, numbers, run_folder, train, train_words, write_data
 from safetensors.numpy import load_file, save_file
+from stdc_runs import PROJECT, command, train, train_words
+from testkit import ENV, error_line, numbers, run_folder, write_data
 
 EVERY = ("train.eval_every=10", "train.checkpoint_every=4")
 
