@@ -109,6 +109,35 @@ def killed_until_done(
     return done
 
 
+def whole_and_killed(
+    command: Command, words_in: Callable[[Path], list], folder: Path, kills: int, seed: int = 0
+) -> tuple[Path, Path]:
+    """The outputs of a command that ran undisturbed, and of one that was killed up to `kills` times and called again.
+
+    Args:
+        command: What is loaded; its words do not count.
+        words_in: Output folder -> words, such that the same words go on where the command was killed.
+        folder: Where the outputs are made.
+        kills: See `killed_until_done`; no file may be empty after one.
+        seed: Of the moments.
+    """
+    outputs = folder / "whole", folder / "killed"
+    undisturbed, words = (tuple(map(str, words_in(output))) for output in outputs)
+
+    def look() -> None:
+        empty = [path for path in outputs[1].rglob("[!.]*") if path.is_file() and path.stat().st_size == 0]
+        assert not [path for path in empty if path.suffix in (".safetensors", ".png", ".yaml", ".json")], empty
+
+    killer = Killer(command, folder)
+    try:
+        whole = killer.run(undisturbed)
+        assert whole.status == 0, whole.text[-3000:]
+        killed_until_done(killer, words, killer.moments(whole, seed), kills, look)
+    finally:
+        killer.close()
+    return outputs
+
+
 def _serve(module: str, folder: str, prepare: str) -> None:
     names = {"main": importlib.import_module(module).main}
     exec(prepare, names)  # noqa: S102 - a line of the test's own

@@ -48,7 +48,7 @@ def write_data(root, size=(64, 128)):
 command = partial(run_command, "paddleseg_benchmark")
 
 
-def launch(log_dir, script, *words):
+def launch(log_dir, script, *words, **options):
     """The same in two processes."""
     launcher = ("-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(log_dir))
-    return command(script, *words, launcher=launcher)
+    return command(script, *words, launcher=launcher, **options)

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 from pdseg_runs import PROJECT, batch, small_network
-from testkit import ENV
+from testkit import ENV_WITH_KIT
 
 STATE = TrainState(
     step=3,
@@ -85,7 +85,7 @@ def test_the_same_state_has_the_same_bytes_in_two_processes(tmp_path):
     script = "import sys, test_checkpoint as t; t.saved(sys.argv[1], t.dynamic())"
     for name in "ab":
         words = [sys.executable, "-c", script, str(tmp_path / name)]
-        subprocess.run(words, env=ENV, cwd=PROJECT / "tests", check=True, capture_output=True, timeout=120)
+        subprocess.run(words, env=ENV_WITH_KIT, cwd=PROJECT / "tests", check=True, capture_output=True, timeout=120)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 import pytest
 from pdseg_runs import PROJECT, command, launch, write_data
-from testkit import error_line, run_folder
+from testkit import ENV_WITH_KIT, error_line, run_folder
 
 SEED_COMMAND = (
     *("--cfg", "configs/hrnetw18_cityscapes_1024x512_215.yaml", "--use_gpu", "--use_mpio", "--log_steps", "10"),
@@ -145,9 +145,7 @@ def test_the_original_static_command_says_on_a_cpu_what_to_leave_out():
     if paddle.device.is_compiled_with_cuda():
         pytest.skip("this Paddle may have a GPU")
     message = error_line(command("static_train.py", *SEED_COMMAND))
-    assert message == (
-        "--use_gpu: Paddle finds no GPU here: leave out --use_gpu and MODEL.FP16 to train on the CPU"
-    )
+    assert message == ("--use_gpu: Paddle finds no GPU here: leave out --use_gpu and MODEL.FP16 to train on the CPU")
 
 
 def static_words(toy, output, *more):
@@ -205,7 +203,8 @@ def test_two_static_processes_learn_what_one_learns_from_the_whole_batch(tmp_pat
     script = tmp_path / "two_static.py"
     script.write_text(TWO_STATIC)
     here = PROJECT / "tests"
-    for process in (command(script, here, tmp_path), launch(tmp_path / "log", script, here, tmp_path)):
+    kit = {"env": ENV_WITH_KIT}
+    for process in (command(script, here, tmp_path, **kit), launch(tmp_path / "log", script, here, tmp_path, **kit)):
         assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1"))
     for name, value in one.items():

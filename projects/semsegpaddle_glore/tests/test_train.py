@@ -3,10 +3,8 @@ import csv
 import dataclasses
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 from common.cli import UserError
 from common.runs.plan import batch_lines
@@ -23,7 +21,9 @@ import cv2
 import numpy as np
 import pytest
 from glore_runs import CLASSES, PROJECT, command, train, train_here, train_words, write_data
+from killing import whole_and_killed
 from safetensors.numpy import save_file
+from targets import Command
 from testkit import ENV, error_line, numbers, run_folder
 
 EVERY = ("train.eval_every=6", "train.checkpoint_every=4")
@@ -124,60 +124,29 @@ def test_eval_refuses_what_does_not_fit(data, reference, tmp_path, monkeypatch):
         run(monkeypatch, eval_main, "--weights", weights, "--data", other)
 
 
-def kill_and_resume(data, output, iters, moments, words):
-    """Starts the run, kills it after each of `moments` seconds of training, resumes, and lets it finish."""
-    resumed_at = []
-    for moment in moments:
-        more = ["--resume"] if resumed_at or list(output.glob("*/config.yaml")) else []
-        process = subprocess.Popen(
-            [sys.executable, "train.py", *map(str, train_words(data, output, iters, *more, *words))],
-            cwd=PROJECT,
-            env=ENV,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        wait_until_training(process, output)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        out = process.communicate()[0]
-        resumed_at += [line for line in out.splitlines() if line.startswith("resuming")]
-        leftovers = [path for path in output.glob("*/*") if path.suffix in (".safetensors", ".png", ".yaml", ".json")]
-        assert all(path.stat().st_size > 0 for path in leftovers)
-    process = train(data, output, iters, "--resume", *words)
-    assert process.returncode == 0, process.stderr[-2000:]
-    return resumed_at
+def killed_run(data, folder, kills, iters, *words):
+    """The run folders of a run that was not disturbed and of one that was killed and resumed."""
 
+    def words_in(output):
+        return train_words(data, output, iters, "--resume", "latest", *EVERY, *words)
 
-def wait_until_training(process, output):
-    """Until the run folder is there and has grown, or the process has ended by itself."""
-    before = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
-    deadline = time.monotonic() + 90
-    while process.poll() is None and time.monotonic() < deadline:
-        now = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
-        if now and now != before:
-            return
-        time.sleep(0.02)
+    command = Command("projects/semsegpaddle_glore/train.py", ())
+    return map(run_folder, whole_and_killed(command, words_in, folder, kills))
 
 
 def test_killed_it_ends_with_the_same_digits(data, reference, tmp_path):
     """Drop-out included: the network draws random numbers while it trains."""
-    kill_and_resume(data, tmp_path, STEPS, [1.0], EVERY)
-    assert numbers(run_folder(tmp_path)) == numbers(reference[1])
+    whole, killed = killed_run(data, tmp_path, 1, STEPS)
+    assert numbers(killed) == numbers(whole) == numbers(reference[1])
     for name in ("best", "last"):
-        files = [run / f"{name}.safetensors" for run in (run_folder(tmp_path), reference[1])]
-        assert files[0].read_bytes() == files[1].read_bytes()
+        assert (killed / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["pspnet", "deeplabv3", "glore", "ginet"])
 def test_killed_at_random_moments_it_ends_with_the_same_digits(data, tmp_path, head):
-    moments = np.random.default_rng(0).uniform(0.0, 2.5, 5)
-    words = (*EVERY, f"model.name={head}")
-    assert train(data, tmp_path / "whole", 40, *words).returncode == 0
-    resumed = kill_and_resume(data, tmp_path / "killed", 40, moments, words)
-    assert len(resumed) >= 2
-    assert numbers(run_folder(tmp_path / "killed")) == numbers(run_folder(tmp_path / "whole"))
+    whole, killed = killed_run(data, tmp_path, 5, 40, f"model.name={head}")
+    assert numbers(killed) == numbers(whole)
 
 
 class Stopped(Exception):

@@ -1,9 +1,7 @@
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 from common.cli import UserError
 from common.runs.reading import read_run
@@ -16,8 +14,10 @@ from stdc_seg.train import main, parse_args
 import cv2
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from killing import whole_and_killed
+from safetensors.numpy import save_file
 from stdc_runs import PROJECT, command, train, train_words
+from targets import Command
 from testkit import ENV, error_line, numbers, run_folder, write_data
 
 EVERY = ("train.eval_every=10", "train.checkpoint_every=4")
@@ -102,61 +102,14 @@ def test_classes_in_another_order_are_refused_at_evaluation_and_resume(data, ref
         assert "made for 3 classes (one, two, three), the data has 3 (two, one, three): the same names in" in line
 
 
-def kill_and_resume(data, output, iters, moments, words):
-    """Starts the run, kills it after each of `moments` seconds of training, resumes, and lets it finish."""
-    resumed_at = []
-    for moment in moments:
-        more = ["--resume"] if resumed_at or list(output.glob("*/config.yaml")) else []
-        process = subprocess.Popen(
-            [sys.executable, "train.py", *map(str, train_words(data, output, iters, *more, *words))],
-            cwd=PROJECT,
-            env=ENV,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        wait_until_training(process, output)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        out = process.communicate()[0]
-        resumed_at += [line for line in out.splitlines() if line.startswith("resuming")]
-        leftovers = [path for path in output.glob("*/*") if path.suffix in (".safetensors", ".png", ".yaml", ".json")]
-        assert all(path.stat().st_size > 0 for path in leftovers)
-    process = train(data, output, iters, "--resume", *words)
-    assert process.returncode == 0, process.stderr[-2000:]
-    return resumed_at
-
-
-def wait_until_training(process, output):
-    """Until the run folder is there and has grown, or the process has ended by itself."""
-    before = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
-    deadline = time.monotonic() + 90
-    while process.poll() is None and time.monotonic() < deadline:
-        now = {path: path.stat().st_mtime_ns for path in output.glob("*/train.csv")}
-        if now and now != before:
-            return
-        time.sleep(0.02)
-
-
 def test_killed_twice_it_ends_with_the_same_digits(data, reference, tmp_path):
-    resumed = kill_and_resume(data, tmp_path, 20, [0.6, 0.5], EVERY)
-    assert numbers(run_folder(tmp_path)) == numbers(reference[1])
-    assert len(resumed) <= 1  # the second start; the last one is not recorded here
+    """`ci/faults/test_kill.py` kills more often, and compares checkpoints to the bit."""
 
+    def words(output):
+        return train_words(data, output, 20, "--resume", "latest", *EVERY)
 
-@pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_with_the_same_digits(data, tmp_path):
-    moments = np.random.default_rng(0).uniform(0.0, 2.5, 10)
-    assert train(data, tmp_path / "whole", 60, *EVERY).returncode == 0
-    resumed = kill_and_resume(data, tmp_path / "killed", 60, moments, EVERY)
-    assert len(resumed) >= 5
-    assert numbers(run_folder(tmp_path / "killed")) == numbers(run_folder(tmp_path / "whole"))
-    for name in ("best", "last"):
-        killed, whole = (run_folder(tmp_path / run) / f"{name}.safetensors" for run in ("killed", "whole"))
-        assert read_state(killed) == read_state(whole)  # whose place in the file is a matter of chance
-        tensors, expected = load_file(killed), load_file(whole)
-        assert tensors.keys() == expected.keys()
-        assert all(tensors[name].tobytes() == expected[name].tobytes() for name in expected)
+    whole, killed = map(run_folder, whole_and_killed(Command("projects/stdc_seg/train.py", ()), words, tmp_path, 2))
+    assert numbers(killed) == numbers(whole) == numbers(reference[1])
 
 
 def test_resume_of_a_finished_run_says_so(reference):
