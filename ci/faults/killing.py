@@ -47,10 +47,11 @@ class Killer:
         command: What is loaded; the words of each trial are its own.
         folder: Whose file operations count.
         prepare: Python that the loading process runs first; it may change the command's module or bind `main` anew.
+        number: The signal; one that the command answers with an exit status of 128 + number counts as a kill as well.
     """
 
-    def __init__(self, command: Command, folder: Path, prepare: str = ""):
-        words = [sys.executable, __file__, command.module, str(folder), prepare]
+    def __init__(self, command: Command, folder: Path, prepare: str = "", number: int = signal.SIGKILL):
+        words = [sys.executable, __file__, command.module, str(folder), prepare, str(int(number))]
         cwd = (REPOSITORY / command.script).parent
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(words, **pipes, text=True, env=ENV_WITH_KIT, cwd=cwd)
@@ -138,16 +139,18 @@ def whole_and_killed(
     return outputs
 
 
-def _serve(module: str, folder: str, prepare: str) -> None:
+def _serve(module: str, folder: str, prepare: str, number: str) -> None:
     names = {"main": importlib.import_module(module).main}
     exec(prepare, names)  # noqa: S102 - a line of the test's own
     main = names["main"]
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(_one_trial(main, folder, **request)), flush=True)
+        print(json.dumps(_one_trial(main, folder, int(number), **request)), flush=True)
 
 
-def _one_trial(main: Callable, folder: str, words: list[str], operations: int, seconds: float | None) -> tuple:
+def _one_trial(
+    main: Callable, folder: str, number: int, words: list[str], operations: int, seconds: float | None
+) -> tuple:
     text_end, text_start = os.memfd_create("printed"), time.perf_counter()
     events_end, events_start = os.pipe()
     child = os.fork()
@@ -160,19 +163,22 @@ def _one_trial(main: Callable, folder: str, words: list[str], operations: int, s
         sys.argv = ["command", *words]
         run_command(main)
     os.close(events_start)
-    count, killed = _watch(child, events_end, operations, seconds, text_start)
+    count, killed = _watch(child, events_end, operations, seconds, text_start, number)
     _, status = os.waitpid(child, 0)
     took = time.perf_counter() - text_start
     os.close(events_end)
     os.lseek(text_end, 0, os.SEEK_SET)
     text = os.fdopen(text_end, "r", errors="replace").read()
-    by_us = killed and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    return None if by_us else os.waitstatus_to_exitcode(status), took, count, text
+    code = os.waitstatus_to_exitcode(status)
+    by_us = killed and code in (-number, 128 + number)
+    return None if by_us else code, took, count, text
 
 
-def _watch(child: int, events: int, operations: int, seconds: float | None, start: float) -> tuple[int, bool]:
-    """Counts a child's file operations until it ends; kills it at its moment."""
-    count = 0
+def _watch(
+    child: int, events: int, operations: int, seconds: float | None, start: float, number: int
+) -> tuple[int, bool]:
+    """Counts a child's file operations until it ends; sends it the signal at its moment."""
+    count, sent = 0, False
     at = None if seconds is None or operations else start + seconds
     while True:
         now = time.perf_counter()
@@ -180,13 +186,16 @@ def _watch(child: int, events: int, operations: int, seconds: float | None, star
         if select.select([events], [], [], max(0.0, wait))[0]:
             told = os.read(events, 1)
             if not told:  # the child has ended
-                return count, False
+                return count, sent
             count += 1
             if at is None and seconds is not None and count == operations:
                 at = time.perf_counter() + seconds
-        else:
+        elif at is None or number == signal.SIGKILL or sent:
             os.kill(child, signal.SIGKILL)
-            return count, at is not None
+            return count, at is not None and not sent
+        else:
+            os.kill(child, number)
+            sent, at = True, start + HANGS_AFTER
 
 
 def _tell_file_operations(folder: str, pipe: int) -> None:

@@ -72,7 +72,7 @@ def test_a_network_of_other_classes_takes_all_but_the_classifier(data, trained, 
     line = f"{trained}: loaded {len(own) - len(anew)} of {len(own)} tensors; begin anew: {', '.join(anew)}\n"
     assert printed.count(line) == 1
     assert trainer.step == 0
-    assert not trainer.optimizer.state
+    assert not trainer.updater.optimizer.state
 
 
 def test_a_network_of_the_same_classes_takes_all_and_goes_on_with_its_loss(data, trained, begin, tmp_path):
