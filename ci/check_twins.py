@@ -1,7 +1,6 @@
 """Checks that functions which must be equal in several projects are equal.
 
-    python ci/check_twins.py               # marks that are not true end with status 1
-    python ci/check_twins.py --unmarked    # so do functions that stand in two projects without a mark
+    python ci/check_twins.py
 
 What needs a framework cannot live in `common`. Where such a function must be the same in two projects, a comment above
 it (and above its decorators) says which file holds the other; there are two lines for two others:
@@ -75,6 +74,11 @@ def functions_of(path: Path, file: str) -> Iterator[Function]:
             tree = ast.dump(node).replace(project, "PROJECT")
             count = sum(isinstance(child, ast.stmt) for child in ast.walk(node)) - 1
             yield Function(file, prefix + node.name, node.lineno, tree, count, twins)
+
+
+def problems(functions: list[Function]) -> list[str]:
+    """One line for every mark that is not true, and for every pair without a mark."""
+    return [*wrong_marks(functions), *unmarked(functions)]
 
 
 def pairs(functions: list[Function]) -> int:
@@ -156,9 +160,8 @@ def read_projects(root: Path) -> list[Function]:
 def main() -> int:
     """The command."""
     functions = read_projects(ROOT)
-    wrong, alike = list(wrong_marks(functions)), unmarked(functions)
-    lines = [*wrong, *(alike if "--unmarked" in sys.argv else [])]
-    print("\n".join(lines) or f"twins: {pairs(functions)} pairs compared and equal; {len(alike)} pairs without a mark")
+    lines = problems(functions)
+    print("\n".join(lines) if lines else f"twins: {pairs(functions)} pairs compared and equal")
     return 1 if lines else 0
 
 

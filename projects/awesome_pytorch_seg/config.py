@@ -192,6 +192,7 @@ class Config:
             raise UserError("schedule.warmup_iters must be less than train.iters")
 
 
+# twin: encnet_single_gpu/config.py
 def read_config(name: str, overrides: list[str] | None = None) -> Config:
     """Reads an experiment by path, or by the bare name of a file in `configs/`.
 

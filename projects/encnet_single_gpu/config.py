@@ -187,6 +187,7 @@ def options() -> dict[str, tuple[str, dataclasses.Field]]:
     return found
 
 
+# twin: awesome_pytorch_seg/config.py
 def read_config(name: str, overrides: list[str] | None = None) -> Config:
     """Reads an experiment by path, or by the bare name of a file in `configs/`.
 

@@ -160,6 +160,8 @@ def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
+# twin: semsegpaddle_glore/checkpoint.py
+# twin: stdc_seg/checkpoint.py
 def _open(path: str | os.PathLike) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")

@@ -313,6 +313,7 @@ def _moments(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str
 
 
 # twin: stdc_seg/checkpoint.py
+# twin: paddleseg_benchmark/checkpoint.py
 def _open(path: str | os.PathLike) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")

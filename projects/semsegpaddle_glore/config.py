@@ -131,6 +131,7 @@ class TrainConfig:
     seed: int
     amp: Literal["O1", "O2"] | None  # mixed precision on a GPU; null = fp32
 
+    # twin: stdc_seg/config.py
     def __post_init__(self) -> None:
         for name in ("iters", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")

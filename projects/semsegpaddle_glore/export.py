@@ -96,6 +96,7 @@ def export(
     return agreements
 
 
+# twin: stdc_seg/export.py
 def write_paddle(weights: str, folder: str) -> None:
     """Worker: writes model.json, model.pdiparams and model.yaml, with free batch, height and width."""
     spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
@@ -107,6 +108,7 @@ def write_paddle(weights: str, folder: str) -> None:
     (Path(folder) / "model.yaml").write_text(text, encoding="utf-8")
 
 
+# twin: stdc_seg/export.py
 def write_onnx(weights: str, folder: str) -> None:
     """Worker: turns the Paddle model in `folder` into model.onnx, names its ends and adds the metadata."""
     import onnx
@@ -134,6 +136,7 @@ def write_onnx(weights: str, folder: str) -> None:
     onnx.save(model, path)
 
 
+# twin: stdc_seg/export.py
 def write_comparison(weights: str, folder: str, formats: list[str], size: list[int]) -> None:
     """Worker: runs what was exported into `folder` beside the network, and writes comparison.json."""
     networks: dict[str, Network] = {"dygraph": PaddleNetwork(weights)}
@@ -146,6 +149,7 @@ def write_comparison(weights: str, folder: str, formats: list[str], size: list[i
     (Path(folder) / "comparison.json").write_text(json.dumps(rows))
 
 
+# twin: stdc_seg/export.py
 def main() -> None:
     """The command."""
     args = _parse_args()
@@ -155,6 +159,7 @@ def main() -> None:
     print("written: " + ", ".join(str(output / name) for form in args.formats for name in FILES[form]))
 
 
+# twin: stdc_seg/export.py
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")

@@ -83,6 +83,7 @@ class InferenceNetwork:
     `align_corners` in 3.2 without a word.
     """
 
+    # twin: stdc_seg/inference.py
     def __init__(self, folder: str | os.PathLike):
         config = paddle.inference.Config(str(Path(folder) / "model.json"), str(Path(folder) / "model.pdiparams"))
         config.disable_gpu()
@@ -91,6 +92,7 @@ class InferenceNetwork:
         config.set_cpu_math_library_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         self._predictor = paddle.inference.create_predictor(config)
 
+    # twin: stdc_seg/inference.py
     def logits(self, images: np.ndarray) -> np.ndarray:
         """See `common.weights.exported.Network`."""
         predictor = self._predictor

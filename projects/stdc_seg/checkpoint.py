@@ -240,6 +240,7 @@ def _tensors(path: str | os.PathLike, prefix: str) -> dict[str, np.ndarray]:
 
 
 # twin: semsegpaddle_glore/checkpoint.py
+# twin: paddleseg_benchmark/checkpoint.py
 def _open(path: str | os.PathLike) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")

@@ -100,6 +100,7 @@ class TrainConfig:
     seed: int
     accumulate: int = 1  # micro-batches that one update is cut into; batch_size stays the total
 
+    # twin: semsegpaddle_glore/config.py
     def __post_init__(self) -> None:
         for name in ("iters", "batch_size", "accumulate", "eval_every", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1")

@@ -73,6 +73,7 @@ def resize_pair(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> 
     return image, label
 
 
+# twin: stdc_seg/data/transforms.py
 def jitter_color(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """Multiplies brightness, then contrast (around the mean grey), then saturation (around each pixel's grey)."""
     image = cv2.convertScaleAbs(image, alpha=brightness)

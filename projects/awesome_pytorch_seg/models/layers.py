@@ -58,6 +58,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: f
     return gathered.squeeze(1).transpose(1, 2).reshape(value.shape)
 
 
+# twin: encnet_single_gpu/models/layers.py
 @contextmanager
 def refuse_single_value_batch_norm(model: nn.Module, advice: str) -> Iterator[None]:
     """Stops the first training forward in which a batch normalisation would see one value per channel.

@@ -53,6 +53,7 @@ def init_he(network: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+# twin: awesome_pytorch_seg/models/layers.py
 @contextmanager
 def refuse_single_value_batch_norm(model: nn.Module, advice: str) -> Iterator[None]:
     """Stops the first training forward in which a batch normalisation would see one value per channel.

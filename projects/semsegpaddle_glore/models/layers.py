@@ -92,6 +92,7 @@ def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
     return x.mean(3, keepdim=True).mean(2, keepdim=True)  # (B, C, H, 1), (B, C, 1, 1)
 
 
+# twin: stdc_seg/models/layers.py
 def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
     """Bilinear with aligned corners, as in SemSegPaddle. (B, C, h, w) -> (B, C, H, W)."""
     eager = paddle.in_dynamic_mode()  # an exported graph has no sides to compare
@@ -146,6 +147,7 @@ def upsample_nearest(x: paddle.Tensor, factor: int, size: tuple[int, int]) -> pa
     return x[:, :, :height, :width]
 
 
+# twin: stdc_seg/models/layers.py
 @contextmanager
 def refuse_single_value_batch_norm(model: nn.Layer) -> Iterator[None]:
     """Stops the first training forward in which a batch normalisation would see one value per channel.

@@ -29,6 +29,7 @@ def augment(
     return random_crop(image, label, config.crop_size, rng)
 
 
+# twin: awesome_pytorch_seg/data/transforms.py
 def jitter_color(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """Multiplies brightness, then contrast (around the mean grey), then saturation (around each pixel's grey)."""
     image = cv2.convertScaleAbs(image, alpha=brightness)

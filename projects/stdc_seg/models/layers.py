@@ -55,6 +55,7 @@ def global_avg_pool(x: paddle.Tensor) -> paddle.Tensor:
     return F.adaptive_avg_pool2d(x, 1)
 
 
+# twin: semsegpaddle_glore/models/layers.py
 def resize_bilinear(x: paddle.Tensor, size: tuple[int, int]) -> paddle.Tensor:
     """Bilinear with aligned corners, as everywhere in the official code. (B, C, h, w) -> (B, C, H, W)."""
     eager = paddle.in_dynamic_mode()  # an exported graph has no sides to compare
@@ -113,6 +114,7 @@ class ConvBNReLU(nn.Layer):
         return F.relu(self.bn(self.conv(x)))
 
 
+# twin: semsegpaddle_glore/models/layers.py
 @contextmanager
 def refuse_single_value_batch_norm(model: nn.Layer) -> Iterator[None]:
     """Stops the first training forward in which a batch normalisation would see one value per channel.
