@@ -270,9 +270,11 @@ async function drawCurves(element, rows) {
   }
   const axis = { gridcolor: colour("--grid"), zerolinecolor: colour("--grid"), fixedrange: true };
   for (const trace of traces) trace.showlegend = false;
-  const narrow = element.clientWidth < 520;
+  // The element is as tall as the plot, whatever Plotly makes of a change of width, so what follows it stays below.
+  const height = element.clientWidth < 520 ? 300 : rows.length > 1 ? 250 : 330;
+  element.style.height = `${height}px`;
   await Plotly.react(element, traces, {
-    height: narrow ? 300 : rows.length > 1 ? 250 : 330, margin: { l: 48, r: 12, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    height, margin: { l: 48, r: 12, t: 8, b: 44 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 }, hovermode: "closest",
     xaxis: { ...axis, title: { text: "iterations" }, rangemode: "tozero" }, yaxis: { ...axis, title: { text: "mean IoU (%)" }, rangemode: "tozero" },
     showlegend: false,
@@ -331,8 +333,16 @@ function listen() {
     if (event.key === "Escape") closeOrClear();
     if ((event.key === "ArrowDown" || event.key === "ArrowUp") && !/^SELECT$/.test(document.activeElement.tagName)) moveRow(event);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  const redraw = () => {
     for (const [element, rows] of charts) if (element.isConnected && element.clientWidth) drawCurves(element, [...rows]);
+  };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  let width = innerWidth, timer = 0;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return; // a phone's address bar comes and goes
+    width = innerWidth;
+    clearTimeout(timer);
+    timer = setTimeout(redraw, 150);
   });
 }
 
