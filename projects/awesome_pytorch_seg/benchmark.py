@@ -149,7 +149,7 @@ def _shape(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # workers read it when they start
     shapes = [("train", args.batch, *size) for size in args.sizes] + [("infer", 1, *args.inference_size)]

@@ -144,7 +144,7 @@ def rows_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

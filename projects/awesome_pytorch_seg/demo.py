@@ -124,7 +124,7 @@ def open_predictor(weights: Path) -> Predictor:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     is_cityscapes = args.format == "cityscapes"
     name_of = cityscapes_name if is_cityscapes else by_stem
@@ -149,11 +149,11 @@ def _parse_args() -> argparse.Namespace:
     which.add_argument("--weights", type=Path, metavar="FILE", help=weights_help)
     model_help = "<network>_<backbone>_<data set>: the latest such run under output/ (default: that of --weights)"
     which.add_argument("--model", metavar="NAME", help=model_help)
-    images = "images and folders"
+    images = "images, and folders of images"
     parser.add_argument("--input-pic", required=True, type=Path, nargs="+", metavar="PATH", help=images)
-    outdir = "where results go (default: output/demo)"
+    outdir = "folder for the results (default: output/demo)"
     parser.add_argument("--outdir", type=Path, default=Path("output/demo"), metavar="DIR", help=outdir)
-    format_help = "ids: three files an image; cityscapes, ade: one, for the test server (default: ids)"
+    format_help = "ids writes three files per image, cityscapes and ade one, for the test server (default: ids)"
     parser.add_argument("--format", choices=("ids", *FORMATS), default="ids", help=format_help)
     return parser.parse_args()
 

@@ -60,8 +60,7 @@ def evaluate(
         source, ids = dataset.load(index)
         if protocol.centre_crop is not None:
             source, ids = centre_crop(source, ids, protocol.centre_crop)
-        if protocol.window is None:
-            require_sides(dataset.pairs[index].image, ids.shape, smallest_scale(ids.shape, protocol))
+        require_sides(dataset.pairs[index].image, ids.shape, smallest_scale(ids.shape, protocol))
         image = torch.from_numpy(normalize(source, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         scores = class_scores(model, image.to(device), ids.shape, protocol)
         matrix.update(ids, scores.argmax(dim=1)[0].cpu().numpy())
@@ -77,7 +76,7 @@ def evaluate(
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     keep_freed_memory()
     device = processes.join(torch.cuda.is_available() and not args.no_cuda)
@@ -100,7 +99,7 @@ def main() -> None:
 
 
 def _protocol(args: argparse.Namespace, own: EvalProtocol) -> EvalProtocol:
-    """The named protocol, or the run's own, with what single words change of it."""
+    """The named protocol, or the run's own, with what single options change of it."""
     protocol = PROTOCOLS[args.protocol] if args.protocol else own
     changes = {}
     if args.scales is not None:
@@ -132,17 +131,19 @@ def _parse_args() -> argparse.Namespace:
     )
     add("--output", type=Path, metavar="DIR", help=output_help)
     add = parser.add_argument_group("protocol").add_argument
-    protocol_help = "how it is measured, but for what the next four change (default: as the run's own validation)"
+    protocol_help = (
+        "evaluation protocol, of which the next four options change parts (default: that of the run's validation)"
+    )
     add("--protocol", choices=list(PROTOCOLS), help=protocol_help)
-    scales_help = "factors on the image's sides, whose results are averaged (default: the protocol's)"
+    scales_help = "factors on the image's sides; results are averaged over them (default: the protocol's)"
     add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
     add("--flip", action="store_true", help="average with the mirrored image")
-    window_help = "slide a window of so many pixels over the image (default: the protocol's)"
+    window_help = "size in pixels of the window that slides over the image (default: the protocol's)"
     add("--window", type=int, nargs=2, metavar=("H", "W"), help=window_help)
-    stride_help = "pixels from window to window (default: two thirds of the window)"
+    stride_help = "distance in pixels from window to window (default: two thirds of the window)"
     add("--stride", type=int, nargs=2, metavar=("H", "W"), help=stride_help)
     add = parser.add_argument_group("speed and memory").add_argument
-    add("--no-cuda", action="store_true", help="use the CPU though there is a GPU")
+    add("--no-cuda", action="store_true", help="run on the CPU even if there is a GPU")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # see flags.py
     args = parser.parse_args()
     if bool(args.weights) == bool(args.model):

@@ -142,12 +142,12 @@ def with_fixed_padding(model: nn.Module) -> nn.Module:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = CommandParser(__doc__)
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
     output_help = "folder for model.onnx (default: <name of the weights>_export beside them)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
-    size_help = "height and width in pixels that are traced and timed (default: the last training crop's, 65 at least)"
+    size_help = "height and width in pixels to trace and time at (default: the last training crop's, at least 65)"
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     args = parser.parse_args()
     output = args.output or default_folder(args.weights)

@@ -108,7 +108,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main() -> int:
-    """The command. Returns 1 if a network did not learn the image."""
+    """Runs the command. Returns 1 if a network did not learn the image."""
     parser = CommandParser(__doc__)
     models_help = f"networks (default: all): {', '.join(MODELS)}"
     parser.add_argument(

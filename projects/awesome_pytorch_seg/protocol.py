@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from common.config.typed import require
@@ -80,8 +81,10 @@ PROTOCOLS = {
 
 
 def smallest_scale(size: tuple[int, int], protocol: EvalProtocol) -> float:
-    """The smallest factor by which the network sees an image of (height, width) resized, before windows and padding."""
-    return min(protocol.scales)
+    """The smallest factor by which the network sees an image of (height, width); infinite where windows pad it."""
+    if protocol.window is not None:
+        return math.inf
+    return min(protocol.scales) * (1.0 if protocol.centre_crop is None else protocol.centre_crop / min(size))
 
 
 def class_scores(model: Model, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol) -> torch.Tensor:

@@ -150,7 +150,7 @@ def size_of(name: str, height: int, width: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

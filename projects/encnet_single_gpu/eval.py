@@ -51,8 +51,7 @@ def evaluate(
     model.eval()
     for index in track(range(len(dataset)), description, "image", keep=False):
         sample = dataset.load(index)
-        if protocol.base_size is None:
-            require_sides(dataset.pairs[index].image, sample.label.shape, smallest_scale(sample.label.shape, protocol))
+        require_sides(dataset.pairs[index].image, sample.label.shape, smallest_scale(sample.label.shape, protocol))
         image = torch.from_numpy(normalize(sample.image, data.mean, data.std)).unsqueeze(0)  # (1, 3, H, W)
         try:
             scores = class_scores(model, image.to(device), sample.label.shape, protocol)
@@ -69,7 +68,7 @@ def evaluate(
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     processes.join()
     state, config = read_experiment(args.weights)
@@ -95,7 +94,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", help="root of the data set (default: the run's own)")
     split_help = "train, val, or the name of another list in the root (default: val)"
     parser.add_argument("--split", default="val", metavar="NAME", help=split_help)
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="how it is measured (default: ss)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help="evaluation protocol (default: ss)")
     output_help = (
         "folder for the scores (default: eval_<split>_<protocol> beside the weights; of test, the run's own files)"
     )

@@ -120,7 +120,7 @@ def _add_metadata(path: Path, weights: str | os.PathLike) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     output = args.output or default_folder(args.weights)
     print(agreement_table(export(args.weights, output, tuple(args.size), args.fixed)))
@@ -132,9 +132,9 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
     output_help = "folder for model.onnx (default: <name of the weights>_export beside them)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
-    size_help = "height and width in pixels that are traced (default: {} {})".format(*TRACED_SIZE)
+    size_help = "height and width in pixels to trace at (default: {} {})".format(*TRACED_SIZE)
     parser.add_argument("--size", type=int, nargs=2, default=TRACED_SIZE, metavar=("H", "W"), help=size_help)
-    parser.add_argument("--fixed", action="store_true", help="a graph for one image of this size alone")
+    parser.add_argument("--fixed", action="store_true", help="export a graph for one image of this size only")
     return parser.parse_args()
 
 

@@ -68,9 +68,8 @@ class Predictor:
         self._protocol = EvalProtocol.named(protocol, info.crop_size, info.mean, info.std)
 
     def require_size(self, path: Path, size: tuple[int, int]) -> None:
-        """Raises UserError where an image of (height, width) is too small for the network, unless windows pad it."""
-        if self._protocol.base_size is None:
-            require_sides(path, size, smallest_scale(size, self._protocol))
+        """Raises UserError where an image of (height, width) is too small for the network."""
+        require_sides(path, size, smallest_scale(size, self._protocol))
 
     @torch.no_grad()
     def ids(self, image: np.ndarray) -> np.ndarray:
@@ -127,7 +126,7 @@ def labels_of_files(weights: str, info: ModelInfo, data: str | None = None) -> L
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     predictor = open_predictor(args.weights, args.protocol)
     labels = labels_of_files(args.weights, predictor.info, args.data) if args.format == "dataset" else None
@@ -144,16 +143,18 @@ def main() -> None:
 
 def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
+    add = parser.add_argument_group("experiment").add_argument
     weights_help = "checkpoint of train.py, .safetensors, or export, .onnx"
-    parser.add_argument("--weights", required=True, metavar="FILE", help=weights_help)
-    parser.add_argument("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images and folders")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    protocol_help = "how scores are put together, see eval.py --help (default: ss)"
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="ss", help=protocol_help)
-    format_help = "ids: three files an image; dataset: one, with the data set's own values (default: ids)"
-    parser.add_argument("--format", choices=("ids", "dataset"), default="ids", help=format_help)
+    add("--weights", required=True, metavar="FILE", help=weights_help)
+    protocol_help = "evaluation protocol, see eval.py --help (default: ss)"
+    add("--protocol", choices=PROTOCOLS, default="ss", help=protocol_help)
+    add = parser.add_argument_group("data and output").add_argument
+    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images, and folders of images")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    format_help = "ids writes three files per image, dataset one, with the data set's own values (default: ids)"
+    add("--format", choices=("ids", "dataset"), default="ids", help=format_help)
     data_help = "with --format dataset, root of a custom data set (default: the root of the checkpoint's training)"
-    parser.add_argument("--data", metavar="DIR", help=data_help)
+    add("--data", metavar="DIR", help=data_help)
     return parser.parse_args()
 
 

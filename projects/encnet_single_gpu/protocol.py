@@ -64,7 +64,7 @@ class EvalProtocol:
         if self.base_size is None:
             return (
                 "the network sees the whole image: give eval.py and predict.py --protocol encoding_ss, which takes "
-                "windows; for training leave the image out of the list of validation images and go on with --resume"
+                "windows; for training leave the image out of the list of validation images, and resume with --resume"
             )
         return "windows are small, but the classes' scores of the whole image do not fit: make the image smaller"
 
@@ -78,8 +78,8 @@ class EvalProtocol:
 
 
 def smallest_scale(size: tuple[int, int], protocol: EvalProtocol) -> float:
-    """The smallest factor by which the network sees an image of (height, width) resized, before windows and padding."""
-    return min(protocol.scales) * (protocol.base_size or max(size)) / max(size)
+    """The smallest factor by which the network sees an image of (height, width); infinite where windows pad it."""
+    return 1.0 if protocol.base_size is None else math.inf
 
 
 def class_scores(model: Model, image: torch.Tensor, size: tuple[int, int], protocol: EvalProtocol) -> torch.Tensor:

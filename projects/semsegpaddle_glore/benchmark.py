@@ -131,7 +131,7 @@ def table(timings: Timings) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     tasks = [Task("train", 4 if min(size) < 256 else 2, *size) for size in args.sizes]
     tasks.append(Task("infer", 1, *INFERENCE_SIZE))

@@ -27,7 +27,7 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.runs.provenance import root_of_weights
-from common.samples.list_dataset import ListDataset, Sample
+from common.samples.list_dataset import ListDataset, Sample, require_sides
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
 from common.weights.header import require_classes
@@ -35,7 +35,7 @@ from semsegpaddle_glore import processes
 from semsegpaddle_glore.checkpoint import load_network, read_state
 from semsegpaddle_glore.config import Config, multi_scales, options_of_file, parse_overrides, read_config, take_options
 from semsegpaddle_glore.data.transforms import normalize
-from semsegpaddle_glore.protocol import EvalProtocol, class_scores
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores, smallest_scale
 
 import numpy as np
 import paddle
@@ -63,7 +63,9 @@ def evaluate(
     model.eval()
     mine = range(rank, len(dataset), world_size)
     samples = _samples(dataset, mine, read_ahead)
-    for sample in track(samples, description, "image", len(mine), keep=False, silent=rank > 0):
+    tracked = track(samples, description, "image", len(mine), keep=False, silent=rank > 0)
+    for index, sample in zip(mine, tracked, strict=True):
+        require_sides(dataset.pairs[index].image, sample.label.shape, smallest_scale(sample.label.shape, protocol))
         image = normalize(sample.image, data.mean, data.std)[None]  # (1, 3, H, W)
         probs = class_scores(model, image, sample.label.shape, protocol)[0]
         matrix.update(sample.label, probs.argmax(axis=0))
@@ -90,7 +92,7 @@ def cross_entropy_of_probabilities(probs: np.ndarray, label: np.ndarray) -> tupl
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     options, words = take_options(args.overrides)
     if args.flip:
@@ -131,7 +133,7 @@ def _config_of(weights: str, config_name: str | None, words: list[str]) -> Confi
     idle = [change for change in changes if not change.startswith(tuple(f"{section}." for section in sections))]
     idle += [change for change in changes if change.startswith(("data.mean=", "data.std="))]
     if idle:
-        raise UserError(f"{idle[0]}: has no say in an evaluation, which follows the weights: change data or eval keys")
+        raise UserError(f"{idle[0]}: has no effect on evaluation: only data.* and eval.* keys can be changed")
     text, where = read_state(weights).config_text, f"config in {weights}"
     if config_name is None:
         return config_from_text(Config, text, where, changes)
@@ -177,8 +179,8 @@ def _parse_args() -> argparse.Namespace:
     add("--multi_scales", action="store_true", help=scales_help)
     add("--flip", action="store_true", help="average with the mirrored image, the same as eval.flip=true")
     add = parser.add_argument_group("flags of the original project").add_argument
-    add("--use_gpu", action="store_true", help="insist on a GPU")
-    add("--use_mpio", action="store_true", help="decode the next image beside the network's work")
+    add("--use_gpu", action="store_true", help="stop unless there is a GPU")
+    add("--use_mpio", action="store_true", help="decode the next image while the network works on this one")
     return parser.parse_intermixed_args()
 
 

@@ -151,7 +151,7 @@ def write_comparison(weights: str, folder: str, formats: list[str], size: list[i
 
 # twin: stdc_seg/export.py
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     output = args.output or default_folder(args.weights)
     size = tuple(args.size) if args.size else None
@@ -165,9 +165,9 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors")
     output_help = "folder for the files (default: <name of the weights>_export beside them)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=output_help)
-    formats_help = "what is written (default: both)"
+    formats_help = "formats to write (default: both)"
     parser.add_argument("--formats", nargs="+", choices=list(FILES), default=list(FILES), help=formats_help)
-    size_help = "height and width in pixels that are compared and timed (default: the training crop's)"
+    size_help = "height and width in pixels to compare and time at (default: the training crop's)"
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
     return parser.parse_args()
 

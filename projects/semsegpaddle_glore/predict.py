@@ -66,9 +66,8 @@ class Predictor:
         self._protocol = info.eval_protocol()
 
     def require_size(self, path: Path, size: tuple[int, int]) -> None:
-        """Raises UserError where an image of (height, width) is too small for the network, unless windows pad it."""
-        if self._protocol.window is None:
-            require_sides(path, size, smallest_scale(size, self._protocol))
+        """Raises UserError where an image of (height, width) is too small for the network."""
+        require_sides(path, size, smallest_scale(size, self._protocol))
 
     def ids(self, image: np.ndarray) -> np.ndarray:
         """Uint8 RGB (H, W, 3) -> uint8 train ids (H, W)."""
@@ -91,7 +90,7 @@ def open_predictor(weights: str) -> Predictor:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     is_cityscapes = args.format == "cityscapes"
     if args.use_gpu:
@@ -113,11 +112,11 @@ def _parse_args() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="checkpoint of train.py, .safetensors, or export, .onnx")
-    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images and folders")
-    add("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    format_help = "ids: three files an image; cityscapes, ade: one, for the evaluation server (default: ids)"
+    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images, and folders of images")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    format_help = "ids writes three files per image, cityscapes and ade one, for the evaluation server (default: ids)"
     add("--format", choices=("ids", *FORMATS), default="ids", help=format_help)
-    add("--use_gpu", action="store_true", help="insist on a GPU (a checkpoint's)")
+    add("--use_gpu", action="store_true", help="stop unless a checkpoint can run on a GPU")
     return parser.parse_args()
 
 

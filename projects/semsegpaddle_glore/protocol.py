@@ -13,6 +13,7 @@ there does, the original aligns corners.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from common.config.typed import require
@@ -101,7 +102,9 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def smallest_scale(size: tuple[int, int], protocol: EvalProtocol) -> float:
-    """The smallest factor by which the network sees an image of (height, width) resized, before windows and padding."""
+    """The smallest factor by which the network sees an image of (height, width); infinite where windows pad it."""
+    if protocol.window is not None:
+        return math.inf
     return min(protocol.scales) * (protocol.long_side or max(size)) / max(size)
 
 

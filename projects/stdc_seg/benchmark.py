@@ -259,7 +259,7 @@ def _shape(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     tasks = [Task("train", args.batch, *size) for size in args.sizes]
     tasks.append(Task("infer", 1, *INFERENCE_SIZE))

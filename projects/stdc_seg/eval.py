@@ -82,7 +82,7 @@ def evaluate(
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     processes.join()
     state = read_state(args.weights)
@@ -125,7 +125,7 @@ def _parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("protocol").add_argument
     input_scale_help = "factor on the image's sides before the network: 0.5, 0.75, 1 (default: the run's)"
     add("--input-scale", type=float, metavar="X", help=input_scale_help)
-    scales_help = "further factors, whose results are averaged (default: the run's)"
+    scales_help = "further factors; results are averaged over them (default: the run's)"
     add("--scales", type=float, nargs="+", metavar="S", help=scales_help)
     add("--flip", action="store_true", help="average with the mirrored image")
     return parser.parse_args()

@@ -94,7 +94,7 @@ def open_predictor(weights: str, runtime: str | None = None, input_scale: float 
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     args = _parse_args()
     is_cityscapes = args.format == "cityscapes"
     jobs = find_jobs(args.input, args.output, cityscapes_name if is_cityscapes else by_stem)
@@ -123,12 +123,12 @@ def _parse_args() -> argparse.Namespace:
     input_scale_help = "factor on the image's sides before the network: 0.5, 0.75, 1 (default: the run's)"
     add("--input-scale", type=float, metavar="X", help=input_scale_help)
     add = parser.add_argument_group("data and output").add_argument
-    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images and folders")
-    add("--output", required=True, type=Path, metavar="DIR", help="where results go")
-    format_help = "ids: three files an image; cityscapes: one, for the evaluation server (default: ids)"
+    add("--input", required=True, type=Path, nargs="+", metavar="PATH", help="images, and folders of images")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    format_help = "ids writes three files per image, cityscapes one, for the evaluation server (default: ids)"
     add("--format", choices=("ids", *FORMATS), default="ids", help=format_help)
     add = parser.add_argument_group("speed and memory").add_argument
-    runtime_help = "what computes (default: onnx on a CPU where it is installed, else paddle)"
+    runtime_help = "runtime of the network (default: onnx on a CPU where it is installed, else paddle)"
     add("--runtime", choices=("paddle", "onnx"), help=runtime_help)
     return parser.parse_args()
 

@@ -75,7 +75,7 @@ class DUpsampling(nn.Module):
         temperature: Divides the logits; learnt (section 3.2).
 
     Reference: section 3.1, equations 1 to 5.
-    Deviation: W goes on learning with the network from where `learn_from_labels` put it.
+    Deviation: W keeps learning with the network from where `learn_from_labels` put it.
     """
 
     def __init__(self, in_channels: int, num_classes: int, scale: int):

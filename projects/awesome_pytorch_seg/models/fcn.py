@@ -31,7 +31,7 @@ class FCN(nn.Module):
 
     Reference: section 4.1 and 4.2; the scores start at 0 (section 4.3).
     Deviation: the 7x7 convolution is padded by 3 to keep its size, in place of padding the image by 100 and cropping
-        the scores; sides that are no multiples of 32 are padded to the next, and cropped likewise. Enlarging is
+        the scores; sides that are no multiples of 32 are padded to the next, and the scores cropped. Enlarging is
         bilinear and fixed, as in the official code (its transposed convolutions have learning
         rate 0); the paper lets the inner ones learn. All layers are trained at once, without the official "at once"
         networks' factors 0.01 and 0.0001 on pool4 and pool3. The head, of which the two 4096-wide layers start from

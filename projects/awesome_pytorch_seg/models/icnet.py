@@ -92,7 +92,7 @@ class CascadeFeatureFusion(nn.Module):
         self.guide = nn.Conv2d(low_channels, num_classes, kernel_size=1)
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns (fused, logits); the logits are None in evaluation, where nobody reads them."""
+        """Returns (fused, logits); the logits are None in evaluation, where they are not used."""
         low = resize(low, high.shape[2:])
         fused = F.relu(self.low(low) + self.high(high))
         return fused, self.guide(low) if self.training else None

@@ -319,7 +319,7 @@ class NoMemory(nn.Module):
 
 def test_out_of_memory_in_validation_names_the_image_and_what_helps(data, reference, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "evaluated", property(lambda self: _with_a_parameter(NoMemory())))
-    whole = r"/4.png: out of memory: the network sees the whole image: .*--protocol encoding_ss.*go on with --resume"
+    whole = r"/4.png: out of memory: the network sees the whole image: .*--protocol encoding_ss.*resume with --resume"
     with pytest.raises(UserError, match=whole) as error:
         train(data, tmp_path, 4)
     assert "--micro-batch" not in str(error.value)

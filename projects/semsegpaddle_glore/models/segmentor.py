@@ -33,7 +33,7 @@ class Segmentor(nn.Layer):
         self.aux_head = aux_head
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor | dict[str, Any]:
-        """See the class."""
+        """Returns logits in evaluation and a dict in training, with the shapes of the class's docstring."""
         size = images.shape[2:]
         features = self.backbone(images)
         outputs = self.decode_head(features[-1])

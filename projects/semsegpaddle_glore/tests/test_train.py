@@ -115,7 +115,7 @@ def test_eval_refuses_what_does_not_fit(data, reference, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds glore with resnet18, --cfg pspnet_res101_ade is for pspnet with resnet"):
         run(monkeypatch, eval_main, "--weights", weights, "--cfg", "pspnet_res101_ade")
     for words in (["SOLVER.NUM_EPOCHS", 3], ["train.seed=1"], ["MODEL.BACKBONE_LAYERS", 50], ["data.mean=[0, 0, 0]"]):
-        with pytest.raises(UserError, match="has no say in an evaluation, which follows the weights"):
+        with pytest.raises(UserError, match="has no effect on evaluation: only data"):
             run(monkeypatch, eval_main, "--weights", weights, "--data", data, *words)
     other = write_data(tmp_path / "other")
     (other / "classes.yaml").write_text("name: x\nclasses: [two, one, three]\n")

@@ -129,7 +129,7 @@ class STDCSeg(nn.Layer):
         self.detail_head = SegHead(channels8, 64, 1)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor | dict[str, Any]:
-        """See the class."""
+        """Returns logits in evaluation and a dict in training, with the shapes of the class's docstring."""
         size = images.shape[2:]
         _, _, feat8, feat16, feat32 = self.backbone(images)
         context8, context16 = self.context_path(feat16, feat32, feat8.shape[2:])
