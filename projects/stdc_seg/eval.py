@@ -24,6 +24,7 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.runs.provenance import root_of_weights
+from common.samples.first_look import require_image_sides
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
@@ -101,6 +102,7 @@ def main() -> None:
     lists = {"train": data.train_list, "val": data.val_list}
     dataset = open_list(data, lists.get(args.split, f"{args.split}.txt"))
     processes.say(f"evaluating {dataset.path}")
+    require_image_sides(dataset, lambda size: smallest_scale(size, protocol))
     labels = dataset.labels
     model = build_model(config.model.name, num_classes=labels.num_classes)
     load_model(args.weights, model, labels.class_names)

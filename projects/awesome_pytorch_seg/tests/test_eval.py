@@ -1,13 +1,18 @@
+import math
+import re
+
 from awesome_pytorch_seg.eval import evaluate, main
-from awesome_pytorch_seg.protocol import PROTOCOLS, EvalProtocol, class_scores, windows
+from awesome_pytorch_seg.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale, windows
 from common.cli import UserError
 from common.samples.roots import DataConfig, open_list
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from testkit import run_here, write_data
+from awesome_runs import train
+from testkit import run_folder, run_here, write_data
 from torch import nn
 
 
@@ -120,3 +125,23 @@ def test_centre_crop_counts_the_pixels_of_the_square(tmp_path):
 def test_mistakes(words, message):
     with pytest.raises(UserError, match=message):
         run_here(main, *words)
+
+
+def test_the_smallest_scale_by_hand():
+    assert smallest_scale((24, 600), PROTOCOLS["ss"]) == 1.0
+    assert smallest_scale((24, 600), PROTOCOLS["ms-flip"]) == 0.5
+    assert smallest_scale((24, 600), PROTOCOLS["slide-480"]) == math.inf  # windows are filled up
+    assert smallest_scale((24, 600), PROTOCOLS["centre-crop-480"]) == 20.0  # the square of 480 is 24 pixels before
+
+
+def test_an_image_too_small_is_named_before_the_work(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data")
+    train(data, tmp_path / "output", 3)
+    weights = run_folder(tmp_path / "output") / "last.safetensors"
+    name = (data / "val.txt").read_text().splitlines()[-1].split(",")[0]
+    image = cv2.imread(str(data / name))
+    cv2.imwrite(str(data / name), image[:24])
+    monkeypatch.setattr("awesome_pytorch_seg.eval.evaluate", None)  # is not reached
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: 24x\d+ pixels x 1: each side must be at least 32"):
+        run_here(main, "--weights", weights, "--data", data, "--output", tmp_path / "eval")
+    assert not (tmp_path / "eval").exists()

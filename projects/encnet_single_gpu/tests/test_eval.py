@@ -1,10 +1,11 @@
 import dataclasses
+import math
 
 from common.metrics import ConfusionMatrix
 from common.samples.roots import open_list
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.eval import evaluate
-from encnet_single_gpu.protocol import EvalProtocol, class_scores, window_starts
+from encnet_single_gpu.protocol import EvalProtocol, class_scores, smallest_scale, window_starts
 
 import numpy as np
 import pytest
@@ -53,6 +54,12 @@ def test_names():
     assert (
         str(EvalProtocol.named("encoding_ss", 480, *STATISTICS)) == "ss, long side 520, windows 480 (PyTorch-Encoding)"
     )
+
+
+def test_the_smallest_scale_by_hand():
+    assert smallest_scale((24, 600), EvalProtocol()) == 1.0
+    for name in ("encoding_ss", "encoding_ms_flip"):  # windows are filled up
+        assert smallest_scale((24, 600), EvalProtocol.named(name, 480, *STATISTICS)) == math.inf
 
 
 def test_whole_image_gives_the_logits_at_label_size():

@@ -1,7 +1,8 @@
+import math
 import subprocess
 import sys
 
-from semsegpaddle_glore.protocol import EvalProtocol, class_scores, window_starts
+from semsegpaddle_glore.protocol import EvalProtocol, class_scores, smallest_scale, window_starts
 
 import numpy as np
 import paddle
@@ -47,6 +48,13 @@ def test_window_starts_by_hand():
     assert window_starts(2048, 769, 256) == [0, 256, 512, 768, 1024, 1279]
     assert window_starts(769, 769, 256) == [0]
     assert window_starts(1025, 769, 256) == [0, 256]  # no window twice at the end
+
+
+def test_the_smallest_scale_by_hand():
+    assert smallest_scale((24, 600), protocol()) == 1.0
+    assert smallest_scale((24, 600), protocol(scales=(1.5, 0.5))) == 0.5
+    assert smallest_scale((24, 600), protocol(long_side=1200, scales=(0.75, 1.0))) == 1.5
+    assert smallest_scale((24, 600), protocol(window=(65, 65))) == math.inf  # windows are filled up
 
 
 def test_windows_cover_every_pixel():
