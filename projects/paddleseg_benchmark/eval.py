@@ -39,9 +39,7 @@ PROTOCOL = "ss, whole image"
 
 
 @paddle.no_grad()
-def evaluate(
-    zoo_network: ZooNetwork, dataset: paddle.io.Dataset, stop: processes.StopRequest | None = None
-) -> Evaluation | None:
+def evaluate(zoo_network: ZooNetwork, dataset: paddle.io.Dataset) -> Evaluation:
     """Evaluates every image once, in float32, shared among the processes of a distributed run; keeps the mode.
 
     Logits are brought back to the label's size as paddleseg does; labels are never resized. Every process gets the
@@ -50,10 +48,6 @@ def evaluate(
     Args:
         zoo_network: The network.
         dataset: Images of `open_dataset`: item -> img float32 (3, h, w), label uint8 (1, H, W).
-        stop: Ends the evaluation early where a signal asks for it.
-
-    Returns:
-        The result; None where a signal ended the evaluation.
 
     Raises:
         UserError: No pixel of any label counts.
@@ -66,8 +60,6 @@ def evaluate(
     zoo_network.eval()
     mine = range(rank, len(dataset), world_size)
     for index in track(mine, "evaluate", "image", keep=False, silent=rank > 0):
-        if stop is not None and stop.here:
-            break
         sample = sample_at(dataset, index, (index,))
         logits = zoo_network.predict(paddle.to_tensor(sample["img"]).unsqueeze(0))  # (1, C, h, w)
         logits = reverse_transform(logits, sample["trans_info"], mode="bilinear")  # (1, C, H, W)
@@ -78,8 +70,6 @@ def evaluate(
         valid_pixels += int((label != IGNORE).sum())
     if was_training:
         zoo_network.train()
-    if stop is not None and stop.anywhere():
-        return None
     matrix.matrix = processes.total(matrix.matrix)
     loss_sum, valid_pixels = processes.total(np.array([loss_sum, valid_pixels], np.float64))
     if valid_pixels == 0:

@@ -1,16 +1,12 @@
-"""The processes of one training: joining them, what all must agree on, and a request to stop."""
+"""The processes of a run that `paddle.distributed.launch` started, and what they tell each other."""
 
 from __future__ import annotations
 
 import os
-import signal
-from types import FrameType
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def join() -> None:
@@ -19,63 +15,47 @@ def join() -> None:
         dist.init_parallel_env()
 
 
+def rank() -> int:
+    """This process's number; 0 writes and prints."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size()
+
+
 def say(message: str) -> None:
-    """Prints a line, in one process of a distributed run."""
-    if dist.get_rank() == 0:
+    """Prints in process 0."""
+    if rank() == 0:
         print(message, flush=True)
 
 
-def agree(number: int) -> int:
-    """Returns the number that process 0 has."""
-    if dist.get_world_size() == 1:
-        return number
-    agreed = paddle.to_tensor([number])
-    dist.broadcast(agreed, 0)
-    return int(agreed)
+# twin: stdc_seg/processes.py
+def agree(value: int) -> int:
+    """The value of process 0."""
+    if world_size() == 1:
+        return value
+    shared = paddle.to_tensor([value])
+    dist.broadcast(shared, 0)
+    return int(shared)
 
 
+# twin: stdc_seg/processes.py
+def highest(value: int) -> int:
+    """The largest of the processes' values."""
+    if world_size() == 1:
+        return value
+    shared = paddle.to_tensor([value])
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
+
+
+# twin: stdc_seg/processes.py
 def total(values: np.ndarray) -> np.ndarray:
-    """Returns the sum of an array over all processes."""
-    if dist.get_world_size() == 1:
+    """The elementwise sum of the processes' arrays."""
+    if world_size() == 1:
         return values
-    summed = paddle.to_tensor(values)
-    dist.all_reduce(summed)
-    return summed.numpy()
-
-
-class StopRequest:
-    """Notes SIGTERM and SIGUSR1, so that a training ends between two updates; a second signal ends it at once.
-
-    Outside of the `with` block the signals do what they did before.
-    """
-
-    def __init__(self):
-        self._signal = 0
-        self._before = {}
-
-    def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # None: set outside of Python
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._signal = number
-
-    @property
-    def here(self) -> int:
-        """The signal that this process got; 0 for none."""
-        return self._signal
-
-    def anywhere(self) -> int:
-        """The signal that any process got, the same in all of them; 0 for none. Every process has to ask."""
-        if dist.get_world_size() == 1:
-            return self._signal
-        highest = paddle.to_tensor([self._signal])
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        return int(highest)
+    shared = paddle.to_tensor(values)
+    dist.all_reduce(shared)
+    return shared.numpy()

@@ -12,6 +12,7 @@ from common.cli import UserError
 from common.files import sha256_of
 from common.run_log import run_id
 from common.runs.environment import RunEnvironment, git_commit
+from common.runs.plan import new_folder as make_folder
 from common.samples.roots import find_root
 from paddleseg_benchmark import processes
 from paddleseg_benchmark.checkpoint import read_state
@@ -221,26 +222,10 @@ def _data_of(config: ZooConfig) -> list[tuple[str, Any]]:
 
 
 def new_folder(plan: Plan) -> Path:
-    """Makes the run folder: output/<run id>, or <run id>_2, _3... where that name is taken.
-
-    The name is taken by making the folder, which of several runs that start together succeeds in one.
-    """
+    """Makes the run folder: output/<run id>, or <run id>_2, _3... where that name is taken."""
     commit, _ = git_commit(Path(__file__).parent)
     name = run_id(plan.name, plan.seed, commit)
-    number = 0
-    while dist.get_rank() == 0:
-        number += 1
-        folder = _numbered(plan.output, name, number)
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-    return _numbered(plan.output, name, processes.agree(number))
-
-
-def _numbered(output: Path, name: str, number: int) -> Path:
-    return output / (name if number == 1 else f"{name}_{number}")
+    return make_folder(plan.output, name, processes.rank(), processes.agree)
 
 
 @dataclasses.dataclass(frozen=True)

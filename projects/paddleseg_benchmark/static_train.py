@@ -35,7 +35,7 @@ import paddle.distributed as dist
 import paddleseg
 
 
-def main() -> int:
+def main() -> None:
     """Runs the command."""
     args = _parse_args()
     flags.refuse(args)
@@ -53,7 +53,7 @@ def main() -> int:
         plan = found.plan(plan, num_workers=_workers(args, legacy), **flags.run_settings(args))
         if found.is_finished:
             processes.say(f"{found.folder} has reached its {found.step} iterations: nothing is left to train")
-            return 0
+            return
     train_set = data.open_dataset(plan.config, "train")
     paddleseg.utils.set_seed(plan.seed)
 
@@ -61,7 +61,7 @@ def main() -> int:
         return zoo.build_from_config(plan.config, train_set.num_classes)
 
     stepper = StaticStep(build, plan.batch_size, data.crop_size(plan.config), plan.precision, plan.iters)
-    return Training(plan, stepper, train_set).run()
+    Training(plan, stepper, train_set).run()
 
 
 def _set_device(use_gpu: bool, fp16: bool) -> None:

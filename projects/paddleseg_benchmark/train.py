@@ -36,7 +36,7 @@ TOY_ITERS = 20
 RECIPE_PROCESSES = 4  # PaddleSeg's published numbers are of four GPUs, each with the config's batch size
 
 
-def main() -> int:
+def main() -> None:
     """Runs the command."""
     args = _parse_args()
     flags.refuse(args)
@@ -55,13 +55,13 @@ def main() -> int:
         plan = found.plan(plan, num_workers=workers, **flags.run_settings(args))
         if found.is_finished:
             processes.say(f"{found.folder} has reached its {found.step} iterations: nothing is left to train")
-            return 0
+            return
     paddleseg.utils.set_seed(plan.seed)
     train_set = None if plan.synthetic else data.open_dataset(plan.config, "train")
     num_classes = train_set.num_classes if train_set is not None else 19
     zoo_network = zoo.build_from_config(plan.config, num_classes, plan.layout)
     stepper = DynamicStep(zoo_network, plan.precision, iters=plan.iters, careful=True)
-    return Training(plan, stepper, train_set).run()
+    Training(plan, stepper, train_set).run()
 
 
 def _plan(args: argparse.Namespace) -> Plan:

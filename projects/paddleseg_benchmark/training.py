@@ -15,13 +15,15 @@ from common.cli import UserError
 from common.files import atomic_write
 from common.progress import Progress
 from common.run_log import Evaluation, RunLog, print_scores
+from common.runs.plan import held
+from common.runs.stopping import Stopped, StopSignals
 from common.samples.stream import ValidPixels
+from paddleseg_benchmark import processes
 from paddleseg_benchmark.checkpoint import TrainState, load_stepper, read_state, save_checkpoint
 from paddleseg_benchmark.data import batches as loading
 from paddleseg_benchmark.data import dataset as data
 from paddleseg_benchmark.eval import PROTOCOL, evaluate
 from paddleseg_benchmark.matrix.measure import memory
-from paddleseg_benchmark.processes import StopRequest, say
 from paddleseg_benchmark.runs import Plan, new_folder, run_environment
 from paddleseg_benchmark.updates import DynamicStep, StaticStep, StepResult
 from paddleseg_benchmark.zoo.batch_norm import share_batch_norm_statistics
@@ -68,45 +70,38 @@ class Training:
         self.total_batch = plan.batch_size * dist.get_world_size()
         self.seconds = self.data_seconds = 0.0  # of all steps, and of waiting for data in them
 
-    def run(self) -> int:
+    def run(self) -> None:
         """Trains from the current step to the last, evaluating and saving on the way.
 
-        Returns:
-            The command's exit status: 0, or 128 + signal where SIGTERM or SIGUSR1 ended the run early.
-
         Raises:
-            UserError: The loss or a weight is NaN or infinite, or the labels have hardly anything to learn.
+            Stopped: SIGTERM or SIGUSR1 arrived; what was learnt is saved.
+            UserError: The loss or a weight is NaN or infinite, or the labels have hardly anything to learn; another
+                process trains in the run's folder.
         """
-        plan = self.plan
-        self.folder = plan.folder or new_folder(plan)
+        with StopSignals() as stop:
+            self.folder = self.plan.folder or new_folder(self.plan)
+            with held(self.folder, processes.rank()), stop.explained(self.folder, processes.say):
+                self._run(stop)
+
+    def _run(self, stop: StopSignals) -> None:
         self.log = RunLog(self.folder, COLUMNS)
         if self.is_main:
             self._start_log()
         with (
-            StopRequest() as stop,
             loading.loader_failures_explained(),
-            Progress(plan.iters, "train", "step", done=self.step, silent=not self.is_main) as bar,
+            Progress(self.plan.iters, "train", "step", done=self.step, silent=not self.is_main) as bar,
         ):
-            # A resumed run may have been stopped between an update and its evaluation.
-            stopped = self.step > 0 and self._evaluate_if_due(stop, bar)
-            signal = stop.anywhere() if stopped else self._train(stop, bar)
-        if signal:
-            say(f"stopped by signal {signal} after step {self.step}: {self.folder}/last.safetensors is saved; the same")
-            say("command with --resume resumes the run")
-            return 128 + signal
+            if self.step > 0:  # a resumed run may have been stopped between an update and its evaluation
+                self._evaluate_if_due(stop, bar)
+            self._train(stop, bar)
         if self.is_main:
             self._print_waiting()
             print(f"run: {self.folder}")
-        return 0
 
-    def _train(self, stop: StopRequest, bar: Progress) -> int:
-        """The remaining steps; returns the signal that stopped them, 0 for none."""
+    def _train(self, stop: StopSignals, bar: Progress) -> None:
         plan, valid, window = self.plan, ValidPixels(), _Window()
         ready = time.perf_counter()
         for step, (images, labels, indices) in zip(range(self.step + 1, plan.iters + 1), self._batches(), strict=False):
-            if signal := stop.anywhere():
-                self._save_last()
-                return signal
             loaded = time.perf_counter()
             if not plan.synthetic and valid.labels < 200:
                 valid.look_at(labels.numpy())
@@ -127,25 +122,29 @@ class Training:
                 window = _Window()
             if step == plan.iters and plan.checkpoint is None:  # a resumed run has seen only its last batches
                 valid.at_the_end()
-            if step % plan.save_interval == 0 or step == plan.iters:
-                self._save_last()
-                if self._evaluate_if_due(stop, bar):
-                    return stop.anywhere()
+            self._save_and_evaluate(stop, bar)
             ready = time.perf_counter()
-        return 0
 
-    def _evaluate_if_due(self, stop: StopRequest, bar: Progress) -> bool:
-        """Evaluates the current step if it should be and is not yet; returns whether a signal ended that early."""
+    def _save_and_evaluate(self, stop: StopSignals, bar: Progress) -> None:
+        """Saves before it evaluates, so that nothing trained is lost to a failing or interrupted evaluation."""
+        signal = processes.highest(stop.number)  # all processes stop after the same update
+        if signal or self.step % self.plan.save_interval == 0 or self.step == self.plan.iters:
+            self._save_last()
+        if signal:
+            raise Stopped(signal)
+        self._evaluate_if_due(stop, bar)
+
+    def _evaluate_if_due(self, stop: StopSignals, bar: Progress) -> None:
+        """Evaluates the current step if it should be and is not yet."""
         plan = self.plan
         due = self.step % plan.save_interval == 0 or self.step == plan.iters
         if self.val_set is None or not due or self.evaluated_step == self.step:
-            return False
+            return
         share_batch_norm_statistics(self.stepper.zoo_network)
         if isinstance(self.stepper, StaticStep):
             self.stepper.update_zoo_network()
-        result = evaluate(self.stepper.zoo_network, self.val_set, stop)
-        if result is None:
-            return True
+        with stop.at_once():
+            result = evaluate(self.stepper.zoo_network, self.val_set)
         miou = result.matrix.mean_iou()
         self.evaluated_step, is_best = self.step, math.isnan(self.best_miou) or miou > self.best_miou
         if is_best:
@@ -158,7 +157,6 @@ class Training:
         if self.is_main and self.step == plan.iters:
             bar.close()  # what is printed now stands below it
             print_scores(result, self.val_set.class_names, PROTOCOL, "val")
-        return False
 
     def _save_last(self) -> None:
         """Saves last.safetensors, and beside it the checkpoints of the latest steps, so many as the plan keeps."""

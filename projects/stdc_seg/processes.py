@@ -43,6 +43,7 @@ def say(message: str) -> None:
 
 
 # twin: semsegpaddle_glore/processes.py
+# twin: paddleseg_benchmark/processes.py
 def agree(value: int) -> int:
     """The value of process 0."""
     if world_size() == 1:
@@ -53,6 +54,7 @@ def agree(value: int) -> int:
 
 
 # twin: semsegpaddle_glore/processes.py
+# twin: paddleseg_benchmark/processes.py
 def highest(value: int) -> int:
     """The largest of the processes' values."""
     if world_size() == 1:
@@ -63,6 +65,7 @@ def highest(value: int) -> int:
 
 
 # twin: semsegpaddle_glore/processes.py
+# twin: paddleseg_benchmark/processes.py
 def total(values: np.ndarray) -> np.ndarray:
     """The elementwise sum of the processes' arrays."""
     if world_size() == 1:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from common import run_log
 from common.cli import UserError
+from common.runs.plan import held
 from common.runs.reading import read_run
 from paddleseg_benchmark import eval as evaluation
 from paddleseg_benchmark import runs, static_train, train, training, updates
@@ -38,7 +39,10 @@ def toy(tmp_path_factory):
 def call(monkeypatch, *words, module=train):
     """Runs the command in this process; returns its exit status."""
     monkeypatch.setattr("sys.argv", ["train.py", *map(str, words)])
-    return module.main()
+    try:
+        return module.main() or 0
+    except SystemExit as ended:
+        return ended.code
 
 
 def words(toy, output, *more):
@@ -89,7 +93,7 @@ def stops_at(monkeypatch, owner, name, count, number=signal.SIGTERM):
         (updates.DynamicStep, "run", 1, signal.SIGUSR1, 1),
         (evaluation, "sample_at", 2, signal.SIGTERM, 2),  # in the evaluation after step 2
         (evaluation, "sample_at", 5, signal.SIGTERM, 4),  # in the last evaluation
-        (training, "save_checkpoint", 2, signal.SIGTERM, 2),  # while best.safetensors is saved
+        (training, "save_checkpoint", 2, signal.SIGTERM, 3),  # while best.safetensors is saved: one more update
     ],
 )
 def test_a_stopped_run_ends_with_128_and_the_signal_and_resumes(
@@ -100,7 +104,7 @@ def test_a_stopped_run_ends_with_128_and_the_signal_and_resumes(
         assert call(patched, *words(toy, tmp_path)) == 128 + number
     said = capsys.readouterr().out
     folder = run_folder(tmp_path)
-    assert f"stopped by signal {int(number)} after step {step}: {folder}/last.safetensors is saved" in said
+    assert f"stopped by {number.name}: {folder}/last.safetensors is saved: train.py --resume {folder}" in said
     assert read_state(folder / "last.safetensors").step == step
     assert call(monkeypatch, "--resume", "--output", tmp_path) == 0
     assert_same(folder, whole)
@@ -118,28 +122,12 @@ def test_a_run_stopped_in_its_last_evaluation_twice_is_still_evaluated(whole, to
     assert_same(run_folder(tmp_path), whole)
 
 
-def test_a_second_signal_ends_at_once(tmp_path):
-    script = (
-        "import os, signal\nfrom paddleseg_benchmark.processes import StopRequest\n"
-        "with StopRequest() as stop:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(int(stop.anywhere()), flush=True)\n    os.kill(os.getpid(), signal.SIGUSR1)\n"
-        "    print('still here', flush=True)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=120)
-    assert (ended.returncode, ended.stdout.split()) == (-signal.SIGUSR1, ["15"])
-
-
-def test_outside_of_a_training_signals_do_what_they_did(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with processes_stop():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def processes_stop():
-    from paddleseg_benchmark.processes import StopRequest
-
-    return StopRequest()
+def test_a_run_is_not_resumed_twice_at_the_same_time(toy, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stops_at(patched, updates.DynamicStep, "run", 1)
+        assert call(patched, *words(toy, tmp_path)) == 143
+    with held(run_folder(tmp_path)), pytest.raises(UserError, match="another process trains in this folder"):
+        call(monkeypatch, "--resume", "--output", tmp_path)
 
 
 @pytest.mark.slow
