@@ -307,6 +307,19 @@ def test_labels_without_a_pixel_that_counts(target, tmp_path, tried):
         refusal(call(target.eval(trained(target).best, root, tmp_path)), files[0], "no pixel of this label counts")
 
 
+@pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: target.name)
+def test_labels_of_one_class_are_refused_before_the_first_step(target, tmp_path, tried):
+    """Masks of 0 and 255, as drawing programs save two classes: 255 is ignored, and 0 alone is always right."""
+    mask = LABEL.copy()
+    mask[20:40] = 255
+    root, _ = spoiled(target.name, "train", "label", encoded(mask, "PNG"))
+    tried("labels of one class", target.name)
+    with nothing_written(root):
+        outcome = call(target.train(root, tmp_path, 1))
+    refusal(outcome, "nothing but 'one' (of 3 classes)", "create_dataset_list.py check")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_labels_without_a_pixel_that_counts_in_the_zoo(split, tmp_path, tried):
     """train.py says so of the labels to train on; of those to evaluate on, once what it has learnt is saved."""

@@ -87,8 +87,8 @@ def _in_threads(function: Callable, arguments: Sequence, dataset: ListDataset) -
         threads.stop()
 
 
-def survey_for_training(train_set: ListDataset, val_set: ListDataset) -> list[str]:
-    """The lines about both lists with which a training begins.
+def survey_for_training(train_set: ListDataset, val_set: ListDataset) -> str:
+    """What a training says at its start: a line about each of its lists.
 
     Raises:
         UserError: See `survey`; or all labels of the training list show one class, so that there is nothing to tell
@@ -98,7 +98,7 @@ def survey_for_training(train_set: ListDataset, val_set: ListDataset) -> list[st
     names = train_set.labels.class_names
     if len(names) - len(train.absent) <= 1:
         _require_two_classes(train_set, range(len(train_set)))
-    return [train.text("train"), val.text("val")]
+    return f"{train.text('train')}\n{val.text('val')}"
 
 
 def _require_two_classes(dataset: ListDataset, indices: Iterable[int]) -> None:

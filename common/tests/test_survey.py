@@ -56,7 +56,7 @@ def test_a_second_class_in_one_label_of_many_is_found(tmp_path):
     labels = [[0]] * 70 + [[0, 3]]
     train = listed(tmp_path, labels, sizes=((8, 8),))
     val = listed(tmp_path, [[0, 3]], "val")
-    lines = survey_for_training(train, val)
+    lines = survey_for_training(train, val).splitlines()
     assert lines[0].startswith("train: 71 images of 8x8; in none of 64 labels looked at: kerb, person")
     assert lines[1] == "val: 1 images of 40x50; in none of 1 labels looked at: kerb, person"
 

@@ -33,6 +33,7 @@ from common.runs.stopping import Stopped, StopSignals
 from common.samples.first_look import require_image_sides
 from common.samples.roots import draw_toy_data, open_list, toy_name, with_root
 from common.samples.stream import ValidPixels
+from common.samples.survey import survey_for_training
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
 from encnet_single_gpu import processes
@@ -78,6 +79,7 @@ class Trainer:
         self.val_set = open_list(self.data, config.data.val_list)
         self.seen = data_seen(plan.data_root or config.data.root, self.data.root, self.train_set, self.val_set)
         require_image_sides(self.val_set, lambda size: smallest_scale(size, PROTOCOL))
+        processes.say(survey_for_training(self.train_set, self.val_set))
         self.labels = self.train_set.labels
         torch.manual_seed(config.train.seed)
         model = build_model(config.model.name, config.model.backbone, self.labels.num_classes, config.model.variant)

@@ -32,6 +32,7 @@ from common.runs.stopping import Stopped, StopSignals
 from common.samples.first_look import require_image_sides
 from common.samples.roots import draw_toy_data, open_list, with_root
 from common.samples.stream import BatchLoader, ValidPixels
+from common.samples.survey import survey_for_training
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
 from semsegpaddle_glore import processes
@@ -79,6 +80,7 @@ class Trainer:
         self.val_set = open_list(self.data, config.data.val_list)
         self.seen = data_seen(plan.data_root or config.data.root, self.data.root, self.train_set, self.val_set)
         require_image_sides(self.val_set, lambda size: smallest_scale(size, config.eval))
+        processes.say(survey_for_training(self.train_set, self.val_set))
         self.labels = self.train_set.labels
         paddle.seed(train.seed)
         model = build_network(config, self.labels.class_names, plan.checkpoint)

@@ -183,7 +183,7 @@ def test_labels_that_are_all_ignored_end_the_run(tmp_path):
             run_command(main)
     assert end.value.code == 1
     (line,) = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
-    assert "100.0 % of the pixels of the first 8 labels are ignored" in line
+    assert "the 4 labels of the training list show no class at all" in line
     assert not list(tmp_path.glob("out/*/*.safetensors"))
 
 
