@@ -23,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import CommandParser, UserError, did_you_mean, run_command
+from common.cli import CommandParser, UserError, did_you_mean, few, run_command
 from common.files import atomic_write
 from common.labels import LabelSet, label_set, load_custom, names
 from common.lists.check import check_lists
@@ -101,8 +101,7 @@ def _print_left_out(found: FoundPairs) -> None:
         ("labels without image", found.labels_without_image),
     ):
         if paths:
-            shown = ", ".join(str(path) for path in paths[:_SHOWN]) + (" ..." if len(paths) > _SHOWN else "")
-            print(f"warning: {len(paths)} {what}, left out: {shown}", file=sys.stderr)
+            print(f"warning: {len(paths)} {what}, left out: {few(paths, _SHOWN)}", file=sys.stderr)
 
 
 class Target(NamedTuple):

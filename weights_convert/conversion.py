@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError, did_you_mean
+from common.cli import UserError, did_you_mean, few
 from weights_convert.archs import Arch, Source
 from weights_convert.images import real_image
 from weights_convert.name_map import NameMap, Pairing, pair_tensors, read_name_map
@@ -214,7 +214,7 @@ def check_tensors(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, .
     if missing or extra:
         raise UserError(
             f"{where}: does not fit the network: {len(missing)} of {len(shapes)} tensors are missing "
-            f"({_few(missing)}), {len(extra)} are not known ({_few(extra)})"
+            f"({few(missing)}), {len(extra)} are not known ({few(extra)})"
         )
     for name, shape in shapes.items():
         value = tensors[name]
@@ -280,7 +280,3 @@ def _count_classes(name_map: NameMap, tensors: dict[str, np.ndarray], paddle_sid
         return None
     is_paddle_linear = paddle_side and weight.ndim == 2
     return weight.shape[1] if is_paddle_linear else weight.shape[0]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

@@ -4,8 +4,9 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
-from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive
+from common.cli import CommandParser, UserError, did_you_mean, few, not_negative, positive
 from common.files import atomic_write, sha256_of
 from common.machine.cpu import configure_cpu, physical_cores
 from common.weights.pdparams import read_pdparams
@@ -231,3 +232,10 @@ def test_what_a_terminal_cannot_encode_comes_as_an_escape(stream):
         [sys.executable, "-c", script], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True
     )
     assert (done.returncode, getattr(done, stream)) == (0, b"\\u8def 1\n")
+
+
+def test_few_names_of_many():
+    assert few([]) == "none"
+    assert few(("a", "b", "c")) == "a, b, c"
+    assert few([1, 2, 3, 4]) == "1, 2, 3, ..."
+    assert few([Path("a"), Path("b")], 1) == "a, ..."

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from common.cli import UserError
+from common.cli import UserError, few
 
 Shape = tuple[int, ...]
-_SHOWN = 3  # names shown in an error; the rest become ...
 
 
 def tensors_to_take(
@@ -38,9 +37,8 @@ def tensors_to_take(
         name for name in anew if not _differ_by_classes(stored[name], wanted[name], stored_classes, wanted_classes)
     ]
     if other:
-        names = ", ".join(other[:_SHOWN]) + (", ..." if len(other) > _SHOWN else "")
         raise UserError(
-            f"{where}: of another network ({names}): start from weights of the network and backbone trained"
+            f"{where}: of another network ({few(other)}): start from weights of the network and backbone trained"
         )
     return [name for name in wanted if name not in anew]
 

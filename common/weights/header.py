@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from common.cli import UserError, shown
+from common.cli import UserError, few, shown
 
 Header = TypeVar("Header")
 
@@ -85,12 +85,8 @@ def require_classes(where: str | os.PathLike, stored: tuple[str, ...], wanted: t
     elif sorted(stored) == sorted(wanted):
         hint = "the same names in another order: give the data the order of the checkpoint"
     raise UserError(
-        f"{where}: made for {len(stored)} classes ({_few(stored)}), the data has {len(wanted)} ({_few(wanted)}): {hint}"
+        f"{where}: made for {len(stored)} classes ({few(stored)}), the data has {len(wanted)} ({few(wanted)}): {hint}"
     )
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from awesome_pytorch_seg.config import Config, ModelConfig
 from awesome_pytorch_seg.models import build_model
 from awesome_pytorch_seg.optimizer import WeightAverage
-from common.cli import UserError
+from common.cli import UserError, few
 from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
@@ -246,8 +246,8 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.Pat
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unknown:
         raise UserError(
-            f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
-            f"{len(unknown)} are not known ({_few(unknown)}): give its own file"
+            f"{path}: fits another network: {len(missing)} tensors are missing ({few(missing)}), "
+            f"{len(unknown)} are not known ({few(unknown)}): give its own file"
         )
     for name, value in tensors.items():
         if wanted[name].shape != value.shape:
@@ -277,7 +277,3 @@ def _open(path: str | os.PathLike) -> Any:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}): copy it again, or give one of train.py"
         ) from None
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

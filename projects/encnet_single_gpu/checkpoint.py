@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from common.cli import UserError
+from common.cli import UserError, few
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import said, tensors_to_take
@@ -204,8 +204,8 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: str | os.Pat
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unknown:
         raise UserError(
-            f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
-            f"{len(unknown)} are not known ({_few(unknown)}): give its own file"
+            f"{path}: fits another network: {len(missing)} tensors are missing ({few(missing)}), "
+            f"{len(unknown)} are not known ({few(unknown)}): give its own file"
         )
     for name, value in tensors.items():
         if value.dtype == torch.float16:  # published weights are stored in half the space
@@ -237,7 +237,3 @@ def _open(path: str | os.PathLike) -> Any:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}): copy it again, or give one of train.py"
         ) from None
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common.cli import UserError
+from common.cli import UserError, few
 from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
@@ -273,8 +273,8 @@ def _fill(model: nn.Layer, tensors: dict[str, np.ndarray], path: str | os.PathLi
     missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unknown:
         raise UserError(
-            f"{path}: fits another network: {len(missing)} tensors are missing ({_few(missing)}), "
-            f"{len(unknown)} are not known ({_few(unknown)}): give its own file"
+            f"{path}: fits another network: {len(missing)} tensors are missing ({few(missing)}), "
+            f"{len(unknown)} are not known ({few(unknown)}): give its own file"
         )
     for name, value in tensors.items():
         if tuple(wanted[name].shape) != value.shape:
@@ -327,7 +327,3 @@ def _open(path: str | os.PathLike) -> Any:
 
 def _float32(tensor: paddle.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy(), np.float32)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
