@@ -16,6 +16,7 @@ HOW_TO_READ = (
     "published number is given where split, protocol and input size are the same; a note says whose recipe ours is."
 )
 PROTOCOL_WORDS = "*ss* is single scale, one pass without mirror images."
+NOTHING = "Nothing was measured on photographs yet.\n"
 BLANK = "&nbsp;"
 
 # Brackets of links and images, code, bold and struck out text; "_" where it stands at an end of a word.
@@ -92,7 +93,7 @@ Made by `python results/make_tables.py` from the runs in `results/runs`; `--chec
 
 ## Measured on photographs
 
-{_measured(kinds["photographs"], with_curve, "")}
+{_measured(kinds["photographs"], with_curve, "") or NOTHING}
 {_folded(kinds, with_curve, "")}
 ## Not run: {len(kinds["missing"])} recipes, about {hours:.0f} GPU hours
 
@@ -146,7 +147,7 @@ def readme_table(rows: Sequence[TableRow], up: str, with_curve: set[str]) -> str
     if kinds["photographs"]:
         parts += [f"{HOW_TO_READ}\n", _measured(kinds["photographs"], with_curve, results, "####", own=True)]
     else:
-        parts.append("Nothing was measured on photographs yet.\n")
+        parts.append(NOTHING)
     parts.append(_folded(kinds, with_curve, results, own=True))
     if kinds["missing"]:
         count = len(kinds["missing"])
@@ -158,6 +159,8 @@ def readme_table(rows: Sequence[TableRow], up: str, with_curve: set[str]) -> str
 
 def hero_table(rows: Sequence[TableRow]) -> str:
     """The table on top of README.md: five columns."""
+    if not rows:
+        return NOTHING
     notes = Notes()
     lines = []
     for row in rows:

@@ -175,6 +175,12 @@ def test_numbers_stand_where_they_belong(tree):
     assert all(line.count(" | ") <= 6 for line in text.splitlines() if line.startswith("|"))
 
 
+def test_where_nothing_was_measured_the_tables_say_so(tree):
+    main([], tree)
+    for name in ("README.md", "results/README.md", "projects/stdc_seg/README.md"):
+        assert "Nothing was measured on photographs yet." in (tree / name).read_text(), name
+
+
 def test_what_was_not_run_has_its_hours_and_its_command(made):
     pspnet = next(line for line in lines_of(made) if "`pspnet_res101_cityscapes`" in line)
     assert "78.10 (original, val)" in pspnet
