@@ -7,6 +7,8 @@ import subprocess
 import sys
 from functools import partial
 
+from common.cli import UserError
+
 import pytest
 import test_kill
 from killing import Killer
@@ -87,6 +89,26 @@ def test_a_failing_evaluation_loses_nothing(target, tmp_path, monkeypatch, tried
     run_here(train.main, *words_of(target, data, tmp_path / "whole"))
     last = "last.safetensors"
     assert (folder / last).read_bytes() == (run_folder(tmp_path / "whole") / last).read_bytes()
+
+
+@pytest.mark.parametrize("target", RESUMABLE, **IDS)
+def test_a_run_is_resumed_and_scored_on_its_own_data(target, tmp_path, tried):
+    tried("train.py --resume and eval.py without --data: the run's own folder; other lists are refused", target.name, 3)
+    train, evaluation = (importlib.import_module(f"{target.name}.{name}") for name in ("train", "eval"))
+    data = write_data(tmp_path / "data")
+    run_here(train.main, *words_of(target, data, tmp_path / "out"))
+    folder = run_folder(tmp_path / "out")
+    printed = run_here(evaluation.main, "--weights", folder / "best.safetensors", "--output", tmp_path / "scores")
+    assert f"evaluating {data / 'val.txt'}" in printed
+    longer = ("--resume", folder, "--iters", 7, "--extend")
+    run_here(train.main, *longer)
+    assert [row["step"] for row in numbers(folder)["train.csv"]][-1] == "7"
+    before = (folder / "last.safetensors").read_bytes()
+    lines = (data / "train.txt").read_text().splitlines(keepends=True)
+    (data / "train.txt").write_text("".join(lines[::-1]))  # made anew, in another order
+    with pytest.raises(UserError, match=f"train.txt in {data} is not what {folder} was trained with.*--data"):
+        run_here(train.main, "--resume", folder, "--iters", 8, "--extend")
+    assert (folder / "last.safetensors").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -63,12 +63,6 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
-def wait_for_all() -> None:
-    """Goes on when every process has come here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def agree(value: int) -> int:
     """The value of process 0."""
     if world_size() == 1:
