@@ -18,6 +18,7 @@ from common.run_log import Evaluation, RunLog, print_scores
 from common.runs.plan import held
 from common.runs.stopping import Stopped, StopSignals
 from common.samples.stream import ValidPixels
+from common.samples.survey import survey_for_training
 from paddleseg_benchmark import processes
 from paddleseg_benchmark.checkpoint import TrainState, load_stepper, read_state, save_checkpoint
 from paddleseg_benchmark.data import batches as loading
@@ -56,6 +57,8 @@ class Training:
         self.val_set = data.open_dataset(plan.config, "val") if plan.do_eval else None
         if self.val_set is not None:
             data.require_readable(self.val_set)
+        if train_set is not None:
+            self._say_what_the_data_are()
         self.step = self.evaluated_step = self.best_step = 0
         self.best_miou = math.nan
         if plan.checkpoint is not None:
@@ -69,6 +72,12 @@ class Training:
         self.is_main = dist.get_rank() == 0
         self.total_batch = plan.batch_size * dist.get_world_size()
         self.seconds = self.data_seconds = 0.0  # of all steps, and of waiting for data in them
+
+    def _say_what_the_data_are(self) -> None:
+        """One line per list: images, sizes, classes in none of its labels; labels of one class alone are refused."""
+        for line in survey_for_training(*map(data.LabelledPairs, (self.train_set, self.val_set or self.train_set))):
+            if self.val_set is not None or line.startswith("train"):
+                processes.say(line)
 
     def run(self) -> None:
         """Trains from the current step to the last, evaluating and saving on the way.

@@ -7,13 +7,14 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from common.cli import UserError
 from common.files import sha256_of
 from common.images.read import read_image, read_label, read_size
 from common.labels import IGNORE, LabelSet, label_set, load_custom
-from common.lists.list_file import read_list
+from common.lists.list_file import Pair, read_list
 from common.samples.list_dataset import require_sides
 from common.samples.roots import REPOSITORY, find_root
 from common.toy_dataset import STANDARD, draw_toy
@@ -161,6 +162,26 @@ def _provenance(dataset: paddle.io.Dataset, root: Path, list_path: Path | None) 
     return {"entries": len(dataset), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
 
 
+class LabelledPairs:
+    """The pairs of a data set of `open_dataset`, as `common.samples.survey` looks at them.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: paddle.io.Dataset):
+        self.pairs = [Pair(Path(image), Path(label)) for image, label in dataset.file_list]
+        self.labels = SimpleNamespace(class_names=dataset.class_names, num_classes=dataset.num_classes)
+        self._train_ids = dataset.transforms.train_ids
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def label(self, index: int) -> np.ndarray:
+        """Train ids uint8 (H, W) of pair number `index`."""
+        return self._train_ids(str(self.pairs[index].label))
+
+
 def require_readable(dataset: paddle.io.Dataset) -> None:
     """Looks at the headers of all images and labels, so that a bad one is found before a training and not in it.
 
@@ -224,14 +245,15 @@ class _ReadWhole:
         """Transforms {"img": file, "label": file, ...}; labels that the data set has read itself are left alone."""
         image, label = read_image(data["img"]), data.get("label")
         if isinstance(label, str):
-            data["label"] = self._train_ids(label, image.shape[:2])
+            data["label"] = self.train_ids(label, image.shape[:2])
         data["img"] = image.astype(np.float32)
         return self._compose(data)
 
-    def _train_ids(self, path: str, size: tuple[int, int]) -> np.ndarray:
+    def train_ids(self, path: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The train ids uint8 (H, W) of a label file, whose image has the size (height, width) if that is given."""
         ids = read_label(path)
-        if ids.shape != size:
-            raise UserError(f"{path}: {ids.shape}, its image {size}: one channel of ids is needed")
+        if ids.ndim != 2 or (size is not None and ids.shape != size):
+            raise UserError(f"{path}: {ids.shape}, its image {size or ids.shape[:2]}: one channel of ids is needed")
         if self._labels is not None:
             return self._labels.encode(ids, path)
         if ids.dtype != np.uint8 or not cv2.LUT(ids, self._is_class).all():

@@ -4,6 +4,8 @@ import shutil
 
 from common.cli import UserError
 from common.labels import label_set
+from common.samples import roots
+from common.samples.survey import survey_for_training
 from paddleseg_benchmark import doctor
 from paddleseg_benchmark.data import batches as loading
 from paddleseg_benchmark.data import dataset as data
@@ -139,3 +141,29 @@ def test_without_shared_memory_images_are_loaded_without_processes(gib, wanted, 
 def test_outside_linux_there_is_no_shared_memory_to_use(monkeypatch):
     monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
     assert doctor.shared_memory_gib() is None
+
+
+def test_labels_of_one_class_alone_are_refused_and_absent_classes_are_named(tmp_path):
+    for number, (values, message) in enumerate((((1,), "nothing but 'kerb'"), ((0, 2), None))):
+        path = write_own(tmp_path / f"{number}", values=values)
+        pairs = data.LabelledPairs(data.open_dataset(zoo.read_config(path), "train"))
+        if message:
+            with pytest.raises(UserError, match=message):
+                survey_for_training(pairs, pairs)
+        else:
+            train, _ = survey_for_training(pairs, pairs)
+            assert train == "train: 4 images of 96x96; in none of 4 labels looked at: kerb"
+
+
+def test_data_and_lists_are_found_in_the_repositorys_root_too(tmp_path, monkeypatch):
+    """dataset_root and train_path relative to the repository, as when train.py runs in the project's folder."""
+    write_own(tmp_path / "data_here")
+    text = (tmp_path / "data_here" / "mine.yml").read_text().replace(f"{tmp_path}/", "")
+    (tmp_path / "mine.yml").write_text(text)
+    config = zoo.read_config(tmp_path / "mine.yml")
+    with pytest.raises(UserError, match="no folder 'data_here'"):
+        data.with_data(config, None)
+    for module in (roots, data):
+        monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+    dataset = data.open_dataset(data.with_data(config, None), "train")
+    assert dataset.file_list[0][0] == str(tmp_path / "data_here" / "image0.png")
