@@ -11,7 +11,7 @@ from common.images.read import read_size
 from common.lists.scan import count_values
 from common.machine.parallel import Threads
 from common.progress import track
-from common.samples.list_dataset import ListDataset
+from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.stream import arrived
 
 import numpy as np
@@ -99,6 +99,21 @@ def survey_for_training(train_set: ListDataset, val_set: ListDataset) -> str:
     if len(names) - len(train.absent) <= 1:
         _require_two_classes(train_set, range(len(train_set)))
     return f"{train.text('train')}\n{val.text('val')}"
+
+
+def require_image_sides(dataset: ListDataset, scale: Callable[[tuple[int, int]], float]) -> None:
+    """Reads the header of every image that will be evaluated, so that nothing trained is lost to one of them.
+
+    Args:
+        dataset: The validation set.
+        scale: (height, width) of an image -> the smallest factor at which the network gets to see it.
+
+    Raises:
+        UserError: An image cannot be read, or is too small for a network.
+    """
+    paths = [pair.image for pair in dataset.pairs]
+    for path, size in zip(paths, _in_threads(read_size, paths, dataset), strict=True):
+        require_sides(path, size, scale(size))
 
 
 def _require_two_classes(dataset: ListDataset, indices: Iterable[int]) -> None:

@@ -16,8 +16,8 @@ from common.runs import plan
 from common.runs.environment import RunEnvironment
 from common.runs.provenance import data_seen, refuse_other_data, root_of_run, root_of_weights
 from common.runs.stopping import Stopped, StopSignals
-from common.samples.first_look import require_image_sides
 from common.samples.list_dataset import ListDataset
+from common.samples.survey import require_image_sides
 
 import cv2
 import numpy as np

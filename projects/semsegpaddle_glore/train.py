@@ -29,10 +29,9 @@ from common.runs.environment import RunEnvironment
 from common.runs.plan import NonFiniteLoss, batch_lines, end_lines, held, stop_at_nonfinite_loss
 from common.runs.provenance import data_seen, refuse_other_data
 from common.runs.stopping import Stopped, StopSignals
-from common.samples.first_look import require_image_sides
 from common.samples.roots import draw_toy_data, open_list, with_root
 from common.samples.stream import BatchLoader, ValidPixels
-from common.samples.survey import survey_for_training
+from common.samples.survey import require_image_sides, survey_for_training
 from common.weights.card import require_same_input
 from common.weights.package import weight_file
 from semsegpaddle_glore import processes
