@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from common.cli import UserError
+from common.labels import IGNORE
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ class ConfusionMatrix:
         matrix: (num_classes, num_classes) int64 pixel counts, rows = label, columns = prediction.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255):
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.num_classes = num_classes

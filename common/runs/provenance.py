@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common.cli import UserError
 from common.files import sha256_of
 from common.runs.environment import RunEnvironment
 from common.runs.plan import recorded_environment
-from common.samples.list_dataset import ListDataset
 
 
-def data_seen(given: str | os.PathLike, root: str | os.PathLike, *datasets: ListDataset) -> dict[str, Any]:
+class Listed(Protocol):
+    """What a list file names, such as `common.samples.list_dataset.ListDataset`."""
+
+    path: Path
+
+    def __len__(self) -> int:
+        """The number of its entries."""
+
+
+def data_seen(given: str | os.PathLike, root: str | os.PathLike, *datasets: Listed) -> dict[str, Any]:
     """What env.json says of the data: see `data_root`, `data_lists` and `classes_sha256` of `RunEnvironment`.
 
     Args:
@@ -69,7 +77,7 @@ def root_of_weights(weights: str | os.PathLike, config_root: str) -> str | None:
     return root_of_run(recorded_environment(Path(weights).parent), config_root)
 
 
-def _name(dataset: ListDataset, root: str | os.PathLike) -> str:
+def _name(dataset: Listed, root: str | os.PathLike) -> str:
     """A list's path in the root, or its name where it is elsewhere."""
     path = dataset.path
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,7 +1,7 @@
 """A network of other classes takes what does not depend on them, and nothing of another network."""
 
 from common.cli import UserError
-from common.weights.finetune import said, tensors_to_take
+from common.weights.finetune import summary, tensors_to_take
 
 import pytest
 
@@ -12,7 +12,7 @@ WANTED = {"backbone.weight": (8, 3, 3, 3), "steps": (), "head.weight": (3, 8, 1,
 def test_what_has_the_number_of_classes_in_its_shape_begins_anew():
     taken = tensors_to_take("w", STORED, WANTED, 19, 3)
     assert taken == ["backbone.weight", "steps"]
-    assert said("w", WANTED, taken) == "w: loaded 2 of 4 tensors; begin anew: head.weight, head.bias"
+    assert summary("w", WANTED, taken) == "w: loaded 2 of 4 tensors; begin anew: head.weight, head.bias"
 
 
 def test_a_multiple_of_the_number_of_classes_is_one_too():
@@ -24,7 +24,7 @@ def test_a_multiple_of_the_number_of_classes_is_one_too():
 def test_of_the_same_number_of_classes_all_is_taken():
     taken = tensors_to_take("w", STORED, STORED, 19, 19)
     assert taken == list(STORED)
-    assert said("w", STORED, taken) == "w: loaded 4 of 4 tensors"
+    assert summary("w", STORED, taken) == "w: loaded 4 of 4 tensors"
 
 
 @pytest.mark.parametrize(

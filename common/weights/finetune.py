@@ -43,7 +43,7 @@ def tensors_to_take(
     return [name for name in wanted if name not in anew]
 
 
-def said(where: str | os.PathLike, wanted: Mapping[str, Shape], taken: list[str]) -> str:
+def summary(where: str | os.PathLike, wanted: Mapping[str, Shape], taken: list[str]) -> str:
     """What was taken, as a line for the user: "best.safetensors: loaded 222 of 224 tensors; begin anew: ..."."""
     anew = [name for name in wanted if name not in set(taken)]
     rest = f"; begin anew: {', '.join(anew)}" if anew else ""

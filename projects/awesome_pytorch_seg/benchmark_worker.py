@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from awesome_pytorch_seg.checkpoint import memory_layout
 from awesome_pytorch_seg.models import build_model
+from common.labels import IGNORE
 from common.machine.bench import make_batch, seconds_of, serve_tasks
 from common.machine.memory import keep_freed_memory
 
@@ -82,7 +83,7 @@ def make_step(network: Network, task: Task) -> tuple[Callable[[], float], float]
         with autocast:
             outputs = outputs_of(model(images))
         loss = sum(
-            weight * F.cross_entropy(logits.float(), label, ignore_index=255)
+            weight * F.cross_entropy(logits.float(), label, ignore_index=IGNORE)
             for weight, logits in zip((1.0, AUX_WEIGHT), outputs, strict=False)
         )
         loss.backward()

@@ -14,7 +14,7 @@ from typing import Any
 from common.cli import UserError, few
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
-from common.weights.finetune import said, tensors_to_take
+from common.weights.finetune import summary, tensors_to_take
 from common.weights.header import checkpoint_header, header_from_json, require_classes, state_in_header
 from encnet_single_gpu.optimizer import WeightAverage
 
@@ -143,7 +143,7 @@ def load_for_finetune(
     stored_shapes, shapes = ({name: tuple(value.shape) for name, value in x.items()} for x in (stored, own))
     taken = tensors_to_take(path, stored_shapes, shapes, len(state.class_names), len(class_names))
     _fill(model, {**own, **{name: stored[name] for name in taken}}, path)
-    return said(path, shapes, taken)
+    return summary(path, shapes, taken)
 
 
 def load_average(path: str | os.PathLike, average: WeightAverage) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from common.labels import IGNORE
 from semsegpaddle_glore.config import LossConfig
 
 import numpy as np
@@ -18,7 +19,6 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-IGNORE_INDEX = 255
 LABEL_VALUES = 256
 
 
@@ -36,7 +36,7 @@ def count(label: paddle.Tensor | np.ndarray, class_weights: Sequence[float] | No
     `SegmentationLoss` call: the gradients then add up to those of the one big batch, however unevenly the ignored
     pixels lie. Over several processes whose gradients are averaged, give each the total divided by their number.
     """
-    valid = label != IGNORE_INDEX
+    valid = label != IGNORE
     images = int(valid.reshape([len(label), -1]).any(axis=1).sum())
     if class_weights is None:
         return Normalisers(int(valid.sum()), images)
@@ -52,7 +52,7 @@ def pixel_cross_entropy(
     Shapes: (B, C, H, W), int64 (B, H, W), class weights (`LABEL_VALUES`,) by label -> (B, H, W).
     """
     channels_last = logits.transpose([0, 2, 3, 1])  # (B, H, W, C): Paddle's softmax is fastest over the last axis
-    loss = F.cross_entropy(channels_last, label, ignore_index=IGNORE_INDEX, reduction="none").squeeze(-1)
+    loss = F.cross_entropy(channels_last, label, ignore_index=IGNORE, reduction="none").squeeze(-1)
     return loss if class_weights is None else loss * class_weights[label]
 
 

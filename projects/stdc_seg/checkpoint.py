@@ -16,7 +16,7 @@ from common.cli import UserError, few
 from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
-from common.weights.finetune import said, tensors_to_take
+from common.weights.finetune import summary, tensors_to_take
 from common.weights.header import checkpoint_header, header_from_json, require_classes, state_in_header
 from common.weights.pdparams import is_paddle_file, read_pdparams
 from stdc_seg.config import Config
@@ -179,7 +179,7 @@ def load_for_finetune(
     stored_shapes = {name: value.shape for name, value in stored.items()}
     taken = tensors_to_take(path, stored_shapes, shapes, len(state.class_names), len(class_names))
     _fill(model, wanted | {name: stored[name] for name in taken}, path)
-    return said(path, shapes, taken)
+    return summary(path, shapes, taken)
 
 
 # twin: semsegpaddle_glore/checkpoint.py

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from common.labels import IGNORE
 from stdc_seg.config import LossConfig
 from stdc_seg.models.layers import resize_bilinear, resize_nearest
 
@@ -18,19 +19,18 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-IGNORE_INDEX = 255
 LOG_NAMES = ("seg", "aux8", "aux16", "detail_bce", "detail_dice", "detail_share")
 
 
 def pixel_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> paddle.Tensor:
     """Cross entropy of every pixel, 0 where the label is ignored. (B, C, H, W), int64 (B, H, W) -> (B, H, W)."""
     channels_last = logits.transpose([0, 2, 3, 1])  # (B, H, W, C): Paddle's softmax is fastest over the last axis
-    return F.cross_entropy(channels_last, label, ignore_index=IGNORE_INDEX, reduction="none").squeeze(-1)
+    return F.cross_entropy(channels_last, label, ignore_index=IGNORE, reduction="none").squeeze(-1)
 
 
 def mean_cross_entropy(logits: paddle.Tensor, label: paddle.Tensor) -> tuple[float, int]:
     """The sum of cross entropy over valid pixels and their count, for a validation loss. Shapes as above."""
-    return float(pixel_cross_entropy(logits, label).sum()), int((label != IGNORE_INDEX).sum())
+    return float(pixel_cross_entropy(logits, label).sum()), int((label != IGNORE).sum())
 
 
 class OhemCrossEntropy(nn.Layer):
@@ -50,7 +50,7 @@ class OhemCrossEntropy(nn.Layer):
     def forward(self, logits: paddle.Tensor, label: paddle.Tensor) -> paddle.Tensor:
         """Returns the mean over the kept pixels."""
         loss = pixel_cross_entropy(logits, label).flatten()
-        valid = int((label != IGNORE_INDEX).sum())
+        valid = int((label != IGNORE).sum())
         min_kept = min(int(label.size * self.min_kept_fraction), valid)
         hard = (loss.detach() > self.loss_threshold).astype(loss.dtype)
         num_hard = int(hard.sum())
@@ -115,7 +115,7 @@ class DetailLoss(nn.Layer):
 
     def _weight(self, label: paddle.Tensor) -> paddle.Tensor:
         """Float32 (B, 1, H, W), 1 where the loss counts."""
-        ignored = (label == IGNORE_INDEX).astype("float32").unsqueeze(1)  # (B, 1, H, W)
+        ignored = (label == IGNORE).astype("float32").unsqueeze(1)  # (B, 1, H, W)
         if self.mask_ignored:
             return 1.0 - F.max_pool2d(ignored, kernel_size=3, stride=1, padding=1)
         some_valid = 1.0 - ignored.min(axis=[1, 2, 3], keepdim=True)  # (B, 1, 1, 1)

@@ -37,10 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import CommandParser, UserError, did_you_mean, not_negative, positive, run_command
+from common.labels import IGNORE
 from common.weights.pdparams import load_without_code, read_pdparams
 from stdc_seg.checkpoint import load_backbone, load_model, read_state
 from stdc_seg.config import CONFIG_DIR
-from stdc_seg.losses import IGNORE_INDEX, DetailLoss, OhemCrossEntropy
+from stdc_seg.losses import DetailLoss, OhemCrossEntropy
 from stdc_seg.models import STDCSeg
 from stdc_seg.models.layers import refuse_single_value_batch_norm
 from stdc_seg.models.stdcnet import STDC_LAYERS
@@ -109,7 +110,7 @@ class SegReproOhemCrossEntropyLoss(OhemCrossEntropy):
         ignore_index: 255; paddleseg passes it on its own.
     """
 
-    def __init__(self, thresh: float = 0.7, min_kept_fraction: float = 0.0625, ignore_index: int = IGNORE_INDEX):
+    def __init__(self, thresh: float = 0.7, min_kept_fraction: float = 0.0625, ignore_index: int = IGNORE):
         _require_ignore_index(ignore_index)
         super().__init__(thresh, min_kept_fraction)
 
@@ -122,7 +123,7 @@ class SegReproDetailLoss(DetailLoss):
         ignore_index: 255; paddleseg passes it on its own.
     """
 
-    def __init__(self, mask_ignored: bool = False, ignore_index: int = IGNORE_INDEX):
+    def __init__(self, mask_ignored: bool = False, ignore_index: int = IGNORE):
         _require_ignore_index(ignore_index)
         super().__init__(mask_ignored)
 
@@ -188,7 +189,7 @@ def load_as_tensors(path: str | os.PathLike, **_: Any) -> dict[str, Any]:
 
 
 def calculate_area(
-    pred: paddle.Tensor, label: paddle.Tensor, num_classes: int, ignore_index: int = 255
+    pred: paddle.Tensor, label: paddle.Tensor, num_classes: int, ignore_index: int = IGNORE
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Pixels per class as paddleseg counts them: intersection, predicted where not ignored, labelled.
 
@@ -242,8 +243,8 @@ def _with_shape_1(loss_computation: Callable) -> Callable:
 
 
 def _require_ignore_index(ignore_index: int) -> None:
-    if ignore_index != IGNORE_INDEX:
-        raise UserError(f"ignore_index is {ignore_index}: the losses of stdc_seg ignore {IGNORE_INDEX}")
+    if ignore_index != IGNORE:
+        raise UserError(f"ignore_index is {ignore_index}: the losses of stdc_seg ignore {IGNORE}")
 
 
 @contextmanager

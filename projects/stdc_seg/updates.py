@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
+from common.labels import IGNORE
 from common.runs.plan import require_finite
 from stdc_seg import processes
-from stdc_seg.losses import IGNORE_INDEX, STDCSegLoss
+from stdc_seg.losses import STDCSegLoss
 
 import numpy as np
 import paddle
@@ -53,11 +54,11 @@ class Updater:
         Raises:
             NonFiniteLoss: Before the gradients of such a loss reach anything.
         """
-        valid = int((label != IGNORE_INDEX).sum())
+        valid = int((label != IGNORE).sum())
         total, parts = 0.0, {}
         pieces = zip(np.array_split(images, self.accumulate), np.array_split(label, self.accumulate), strict=True)
         for number, (some_images, some_label) in enumerate(pieces, start=1):
-            share = int((some_label != IGNORE_INDEX).sum()) / valid if valid else 1 / self.accumulate
+            share = int((some_label != IGNORE).sum()) / valid if valid else 1 / self.accumulate
             with self._exchange_gradients(number == self.accumulate):
                 outputs = self._network(paddle.to_tensor(some_images))
                 value, loss_parts = self.loss(outputs, paddle.to_tensor(some_label))

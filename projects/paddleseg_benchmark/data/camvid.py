@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.labels import IGNORE
+
 import paddle
 from paddleseg.datasets import Dataset
 from paddleseg.transforms import Compose
@@ -22,7 +24,7 @@ class CamVid(Dataset):
     """
 
     NUM_CLASSES = 11
-    IGNORE_INDEX = 255
+    IGNORE_INDEX = IGNORE
     IMG_CHANNELS = 3
 
     def __init__(self, transforms: list[Any], dataset_root: str, mode: str = "train"):

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 from common.cli import CommandParser, UserError, positive, run_command
 from common.files import atomic_write
+from common.labels import IGNORE
 from common.metrics import ConfusionMatrix
 
 import numpy as np
@@ -155,7 +156,7 @@ def make_batch(cell: Cell) -> Batch:
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((cell.batch, 3, cell.height, cell.width), dtype=np.float32)
     blocks = rng.integers(0, NUM_CLASSES, (cell.batch, -(-cell.height // 16), -(-cell.width // 16)))
-    blocks[rng.random(blocks.shape) < 0.05] = 255
+    blocks[rng.random(blocks.shape) < 0.05] = IGNORE
     labels = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : cell.height, : cell.width]  # (B, H, W)
     return images, labels.astype(np.int64)
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cli import UserError, did_you_mean
+from common.labels import IGNORE
 
 import numpy as np
 
 NUM_CLASSES = 19
-IGNORE = 255
 PRECISIONS = ("fp32", "o1_fp16", "bf16")
 MODULES = {"smp": "segmentation_models_pytorch", "torchvision": "torchvision", "timm": "timm"}
 MMSEG_PACKAGES = ("torch", "mmsegmentation", "mmengine")

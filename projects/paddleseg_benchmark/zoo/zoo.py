@@ -11,6 +11,7 @@ from typing import Any
 from common.cli import UserError, did_you_mean, shown
 from common.config.strict_yaml import load_yaml
 from common.config.typed import read_config_text
+from common.labels import IGNORE
 from paddleseg_benchmark.zoo import config_check, paddleseg_compat
 
 import paddle
@@ -175,7 +176,7 @@ def edges(labels: paddle.Tensor) -> paddle.Tensor:
     Shapes: int64 (B, H, W) -> int64 (B, H, W).
     """
     height, width = labels.shape[1:]
-    padded = F.pad(labels.unsqueeze(1), [2, 2, 2, 2], value=255).squeeze(1)  # (B, H + 4, W + 4)
+    padded = F.pad(labels.unsqueeze(1), [2, 2, 2, 2], value=IGNORE).squeeze(1)  # (B, H + 4, W + 4)
     found = paddle.zeros_like(labels)
     for down in range(-2, 3):
         for right in range(-2, 3):
