@@ -31,10 +31,10 @@ from common.metrics import ConfusionMatrix
 from common.progress import track
 from common.run_log import Evaluation, plan_scores, print_scores
 from common.runs.provenance import root_of_weights
-from common.samples.first_look import require_image_sides
 from common.samples.list_dataset import ListDataset, require_sides
 from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
+from common.samples.survey import require_image_sides
 
 import numpy as np
 import torch
