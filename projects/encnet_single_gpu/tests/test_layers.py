@@ -1,6 +1,8 @@
 from common.cli import UserError
+from common.weights.package import read_package, weight_file
 from encnet_single_gpu.models.backbones import ResNet, load_backbone
 from encnet_single_gpu.models.deeplabv3 import ASPP, DeepLabV3Head
+from encnet_single_gpu.models.efficientnet_lite import EfficientNetLite
 from encnet_single_gpu.models.encnet import ContextEncoding, Encoding
 from encnet_single_gpu.models.fpn import FPNHead
 from encnet_single_gpu.models.jpu import JPU
@@ -15,6 +17,7 @@ from encnet_single_gpu.models.unetplusplus import UNetPlusPlus
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -47,6 +50,25 @@ def test_resnet_is_timms(name, output_stride, strides):
     for mine, other in zip(features[1:], expected[1:], strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
     assert [tuple(f.shape[2:]) for f in features] == [(-(-65 // s), -(-79 // s)) for s in strides]
+    assert tuple(f.shape[1] for f in features) == ours.out_channels
+
+
+@pytest.mark.parametrize(("output_stride", "strides"), [(32, (2, 4, 8, 16, 32)), (16, (2, 4, 8, 16, 16))])
+def test_lite0_gives_timms_features_with_the_packages_weights(output_stride, strides):
+    ours = EfficientNetLite("efficientnet_lite0", output_stride).eval()
+    path = weight_file("package", "efficientnet_lite0")
+    load_backbone(ours, path)
+    theirs = timm.create_model("tf_efficientnet_lite0", output_stride=output_stride).eval()
+    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in read_package(path).items()})
+    expected = {}
+    for index in (0, 1, 2, 4, 6):
+        theirs.blocks[index].register_forward_hook(lambda _, __, output, index=index: expected.update({index: output}))
+    images = torch.randn(1, 3, 66, 79)
+    with torch.no_grad():
+        features = ours(images)
+        theirs(images)
+    assert all(torch.equal(mine, other) for mine, other in zip(features, expected.values(), strict=True))
+    assert [tuple(f.shape[2:]) for f in features] == [(-(-66 // s), -(-79 // s)) for s in strides]
     assert tuple(f.shape[1] for f in features) == ours.out_channels
 
 

@@ -35,14 +35,16 @@ PARAMETERS = {
     "efficientnet_b5": 30_389_784,
     "efficientnet_b6": 43_040_704,
     "efficientnet_b7": 66_347_960,
+    "efficientnet_lite0": 4_652_008,
 }
-SMALLEST = ["resnet18", "resnext50_32x4d", "hrnet_w18", "xception65", "efficientnet_b0"]
+SMALLEST = ["resnet18", "resnext50_32x4d", "hrnet_w18", "xception65", "efficientnet_b0", "efficientnet_lite0"]
 # Modules of the torch network whose outputs are our features.
 TAPS = {
     "resn": ["layer1", "layer2", "layer3", "layer4"],
     "effi": ["features.2", "features.3", "features.5", "features.7"],
     "xception65": ["blocks.0", "blocks.1", "blocks.18", "blocks.20"],
     "xception71": ["blocks.1", "blocks.3", "blocks.20", "blocks.22"],
+    "efficientnet_lite0": ["blocks.1", "blocks.2", "blocks.4", "blocks.6"],
 }
 
 
@@ -55,6 +57,8 @@ def torch_network(name, output_stride=32):
         return network
     if name.startswith("xception"):
         return timm.create_model(name, output_stride=output_stride)
+    if name == "efficientnet_lite0":
+        return timm.create_model(f"tf_{name}", output_stride=output_stride)
     if name.startswith("efficientnet"):
         return getattr(torchvision.models, name)(stochastic_depth_prob=0.0)
     dilate = {32: [False, False, False], 16: [False, False, True], 8: [False, True, True]}[output_stride]
@@ -132,8 +136,8 @@ def assert_close(ours, theirs):
     assert np.abs(ours.numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def assert_same_outputs(name, model, network):
-    images = np.random.default_rng(0).standard_normal((2, 3, 65, 97), dtype=np.float32)
+def assert_same_outputs(name, model, network, size=(65, 97)):
+    images = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
     with torch.no_grad(), paddle.no_grad():
         expected, expected_logits = torch_outputs(name, network, torch.from_numpy(images))
         features = model(paddle.to_tensor(images))
@@ -197,6 +201,8 @@ def test_hrnet_fusion_of_this_test_is_timms_at_multiples_of_32():
         ("resnet50", 16),
         ("resnext50_32x4d", 8),
         ("xception65", 8),
+        ("efficientnet_lite0", 8),
+        ("efficientnet_lite0", 16),
         pytest.param("xception65", 16, marks=pytest.mark.slow),
     ],
 )
@@ -205,6 +211,12 @@ def test_dilated_outputs_agree_with_torch(name, output_stride):
     model = filled(name, network, output_stride)
     assert model.output_stride == model.strides[-1] == output_stride
     assert_same_outputs(name, model, network)
+
+
+@pytest.mark.parametrize("size", [(64, 98), (66, 71)])
+def test_lite0_pads_even_sides_as_tensorflow(size):
+    network = randomise(torch_network("efficientnet_lite0"), seed=3)
+    assert_same_outputs("efficientnet_lite0", filled("efficientnet_lite0", network), network, size)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])

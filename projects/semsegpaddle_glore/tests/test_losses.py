@@ -141,3 +141,31 @@ def test_cross_entropy_of_a_pixel_is_pytorchs_and_0_where_ignored():
     )
     np.testing.assert_allclose(per_pixel, expected.numpy(), rtol=1e-5, atol=1e-6)
     assert (per_pixel[label == 255] == 0).all()
+
+
+def test_class_weights_count_a_pixel_with_its_class():
+    outputs, label = random_case(7)
+    weights = (0.5, 2.0, 0.0, 3.0, 1.0)
+    config = dataclasses.replace(CONFIG, class_weights=weights)
+    total, parts = SegmentationLoss(config)(as_given(tensors(outputs)), paddle.to_tensor(label))
+    for part, name in (("seg", "logits"), ("aux", "aux")):
+        logits, target = torch.from_numpy(outputs[name]), torch.from_numpy(label)
+        expected = F.cross_entropy(logits, target, torch.tensor(weights), ignore_index=255)  # sum(w * loss) / sum(w)
+        assert float(parts[part]) == pytest.approx(float(expected), rel=1e-5)
+    normalisers = SegmentationLoss(config).count(label)
+    assert normalisers.pixels == pytest.approx(sum(w * (label == c).sum() for c, w in enumerate(weights)))
+    nothing, _ = SegmentationLoss(config)(as_given(tensors(outputs)), paddle.full_like(paddle.to_tensor(label), 255))
+    assert float(nothing) == 0
+
+
+def test_class_weights_in_micro_batches_add_up():
+    outputs, label = random_case(8, batch=4)
+    loss = SegmentationLoss(dataclasses.replace(CONFIG, sc_weight=0.0, class_weights=(1.0, 2.0, 3.0, 4.0, 5.0)))
+    outputs = {name: outputs[name] for name in ("logits", "aux")}
+    whole, _ = loss(as_given(tensors(outputs)), paddle.to_tensor(label))
+    counts = loss.count(label)
+    halves = [
+        loss(as_given(tensors({n: v[part] for n, v in outputs.items()})), paddle.to_tensor(label[part]), counts)[0]
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    assert float(halves[0] + halves[1]) == pytest.approx(float(whole), rel=1e-6)

@@ -42,6 +42,16 @@ def test_linear_warmup_is_the_originals():
     assert rates[4:6] == pytest.approx([0.01, 0.01 * (1 - 1 / 8) ** 0.9])
 
 
+def test_one_cycle_goes_up_and_down_along_half_a_cosine():
+    config = dataclasses.replace(
+        ORIGINAL, schedule="one_cycle", learning_rate=0.1, warmup_iters=4, warmup_start_lr=0.02, warmup="exponential"
+    )
+    rates = [learning_rate(step, 12, config) for step in range(13)]
+    assert rates[:5] == pytest.approx([0.02, 0.02 + 0.08 * 0.14644661, 0.06, 0.02 + 0.08 * 0.85355339, 0.1])
+    assert rates[8] == pytest.approx(0.1 * (1 - 0.999 / 2))
+    assert rates[12] == pytest.approx(1e-4)
+
+
 def expected_decay(name, ndims, decay_norms, decay_classifier, decay_head_norm):
     if name.endswith("classifier.weight"):
         return 0.1 if decay_classifier else 0.0
