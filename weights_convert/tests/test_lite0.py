@@ -11,6 +11,7 @@ from awesome_pytorch_seg.losses import build_loss
 from awesome_pytorch_seg.lr_schedule import learning_rate as torch_rate
 from awesome_pytorch_seg.models import build_model as build_torch
 from common.dataset_list import make_lists
+from common.samples.roots import open_list
 from common.toy_dataset import write_toy_dataset
 from common.weights.package import read_package, weight_file
 from semsegpaddle_glore.checkpoint import load_backbone
@@ -98,9 +99,9 @@ def experiments(tmp_path_factory):
 
 def test_both_projects_draw_the_same_samples(experiments):
     ours, theirs = experiments
-    train_set = paddle_data.open_list(ours.data, "train.txt")
+    train_set = open_list(ours.data, "train.txt")
     ours = paddle_data.train_stream(train_set, ours.data, ours.augment, 0)
-    train_set = torch_data.open_list(theirs.data, "train.txt")
+    train_set = open_list(theirs.data, "train.txt")
     theirs = torch_data.train_stream(train_set, theirs, theirs.augment.stages[0])
     for position in range(12):  # into the second epoch
         (image, label, index), (their_image, their_label, their_index) = ours[position], theirs[position]
@@ -200,7 +201,7 @@ def distance(some, others):
 @pytest.mark.parametrize("normalises_by_batch", [True, False])
 def test_loss_and_gradients_of_the_first_update_agree(normalises_by_batch, experiments, package):
     ours, theirs = experiments
-    stream = paddle_data.train_stream(paddle_data.open_list(ours.data, "train.txt"), ours.data, ours.augment, 0)
+    stream = paddle_data.train_stream(open_list(ours.data, "train.txt"), ours.data, ours.augment, 0)
     images, label = (np.stack([stream[position][part] for position in range(4)]) for part in (0, 1))
     torch.manual_seed(0)
     network = build_torch("pspnet", "efficientnet_lite0", 11, output_stride=16, backbone_weights=package)
