@@ -20,9 +20,7 @@ PER_PROJECT = pytest.mark.parametrize("target", RESUMABLE, ids=lambda target: ta
 
 def open_network(target, weights: Path) -> object:
     """The project's own way from a checkpoint to a network."""
-    doors = {"encnet_single_gpu": "inference"}
-    module = importlib.import_module(f"{target.name}.{doors.get(target.name, 'checkpoint')}")
-    return module.load_network(weights)
+    return importlib.import_module(f"{target.name}.checkpoint").load_network(weights)
 
 
 def refused(target, weights: Path, *words: object) -> None:

@@ -229,8 +229,7 @@ def test_checkpoint_readers(target, tmp_path, tried):
     state, names = json.loads(metadata[key]), sorted(tensors)
     path = tmp_path / "fuzzed.safetensors"
     read_state = importlib.import_module(f"{target.name}.checkpoint").read_state
-    doors = {"encnet_single_gpu": "inference"}
-    load_network = importlib.import_module(f"{target.name}.{doors.get(target.name, 'checkpoint')}").load_network
+    load_network = importlib.import_module(f"{target.name}.checkpoint").load_network
 
     def look(drawn):
         kind, changes, fields, texts, (name, dtype, shape) = drawn

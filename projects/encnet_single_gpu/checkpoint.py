@@ -12,10 +12,13 @@ from collections import Counter
 from typing import Any
 
 from common.cli import UserError, few
+from common.config.typed import config_from_text
 from common.files import atomic_write
 from common.weights.card import require_same_statistics
 from common.weights.finetune import summary, tensors_to_take
 from common.weights.header import checkpoint_header, header_from_json, require_classes, state_in_header
+from encnet_single_gpu.config import Config
+from encnet_single_gpu.models import build_model
 from encnet_single_gpu.optimizer import WeightAverage
 
 import safetensors
@@ -117,6 +120,33 @@ def load_evaluated(path: str | os.PathLike, model: nn.Module, class_names: tuple
     if average:
         _fill(model, average, path)
     return state
+
+
+def read_experiment(path: str | os.PathLike) -> tuple[TrainState, Config]:
+    """What a checkpoint holds besides tensors, and the experiment in it.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or none of this project.
+    """
+    state = read_state(path)
+    return state, config_from_text(Config, state.config_text, f"config in {path}")
+
+
+def load_network(path: str | os.PathLike, class_names: tuple[str, ...] | None = None) -> nn.Module:
+    """The network of a checkpoint with the weights that are evaluated, in evaluation mode on the CPU.
+
+    Args:
+        path: The checkpoint.
+        class_names: Those of the data that the network will meet; None takes the checkpoint's own.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, or made for other classes.
+    """
+    state, config = read_experiment(path)
+    names = class_names or state.class_names
+    model = build_model(config.model.name, config.model.backbone, len(names), config.model.variant)
+    load_evaluated(path, model, names)
+    return model.eval()
 
 
 # twin: awesome_pytorch_seg/checkpoint.py

@@ -29,8 +29,8 @@ from common.samples.roots import DataConfig, draw_toy_data, open_list, with_root
 from common.samples.stream import require_valid_pixels
 from common.samples.survey import require_image_sides
 from encnet_single_gpu import processes
+from encnet_single_gpu.checkpoint import load_network, read_experiment
 from encnet_single_gpu.data.transforms import normalize
-from encnet_single_gpu.inference import load_network, read_experiment
 from encnet_single_gpu.losses import mean_cross_entropy
 from encnet_single_gpu.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale
 

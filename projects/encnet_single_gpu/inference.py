@@ -12,46 +12,15 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from common.config.typed import config_from_text
 from common.files import sha256_of
 from common.samples.roots import labels_of
 from common.weights import exported
 from common.weights.exported import Network, palette_of
-from encnet_single_gpu.checkpoint import TrainState, load_evaluated, read_state
-from encnet_single_gpu.config import Config
-from encnet_single_gpu.models import build_model
+from encnet_single_gpu.checkpoint import load_network, read_experiment
 from encnet_single_gpu.protocol import Model
 
 import numpy as np
 import torch
-from torch import nn
-
-
-def read_experiment(weights: str | os.PathLike) -> tuple[TrainState, Config]:
-    """What a checkpoint says besides tensors, and the experiment in it.
-
-    Raises:
-        UserError: The checkpoint is missing, damaged, or none of this project.
-    """
-    state = read_state(weights)
-    return state, config_from_text(Config, state.config_text, f"config in {weights}")
-
-
-def load_network(weights: str | os.PathLike, class_names: tuple[str, ...] | None = None) -> nn.Module:
-    """The network of a checkpoint with the weights that count, in evaluation mode on the CPU.
-
-    Args:
-        weights: A file of train.py.
-        class_names: Of the data that it is to meet; None: as the checkpoint says.
-
-    Raises:
-        UserError: The checkpoint is missing, damaged, or made for other classes.
-    """
-    state, config = read_experiment(weights)
-    classes = len(class_names or state.class_names)
-    model = build_model(config.model.name, config.model.backbone, classes, config.model.variant)
-    load_evaluated(weights, model, class_names or state.class_names)
-    return model.eval()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from common.images.outputs import (
 from common.labels import LabelSet, label_set, load_custom
 from common.samples.list_dataset import require_sides
 from common.samples.roots import find_root
+from encnet_single_gpu.checkpoint import read_experiment
 from encnet_single_gpu.data.transforms import normalize
 from encnet_single_gpu.inference import (
     ModelInfo,
@@ -42,7 +43,6 @@ from encnet_single_gpu.inference import (
     TorchNetwork,
     as_model,
     read_checkpoint_info,
-    read_experiment,
 )
 from encnet_single_gpu.protocol import PROTOCOLS, EvalProtocol, class_scores, smallest_scale
 

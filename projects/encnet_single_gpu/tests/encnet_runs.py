@@ -47,7 +47,7 @@ def tiny_networks():
     """All commands build `TinyNet`, whatever the config says."""
     with (
         patch("encnet_single_gpu.train.build_model", build_tiny),
-        patch("encnet_single_gpu.inference.build_model", build_tiny),
+        patch("encnet_single_gpu.checkpoint.build_model", build_tiny),
     ):
         yield
 

@@ -4,7 +4,7 @@ import math
 from common.cli import UserError
 from common.config.typed import config_to_text
 from common.labels import label_set
-from encnet_single_gpu import inference
+from encnet_single_gpu import checkpoint
 from encnet_single_gpu.checkpoint import TrainState, save_checkpoint
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.export import LIMITS, export, limits_of, main
@@ -46,7 +46,7 @@ def test_any_size_with_what_its_input_needs(weights):
     rows = [line.split()[:2] for line in path.with_suffix(".txt").read_text().splitlines()[1:]]
     assert rows == [[runtime, size] for size in ("64x96", "96x128", "129x97") for runtime in ("torch", "onnx")]
     with tiny_networks():
-        model = inference.load_network(weights)
+        model = checkpoint.load_network(weights)
     images = np.random.default_rng(0).standard_normal((3, 3, 70, 51), np.float32)
     (logits,) = onnxruntime.InferenceSession(str(path)).run(["logits"], {"images": images})
     with torch.no_grad():
@@ -66,7 +66,7 @@ class WrongElsewhere(TinyNet):
 
 
 def test_a_graph_that_is_wrong_at_another_size_is_not_kept(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "build_model", lambda *_: WrongElsewhere(150))
+    monkeypatch.setattr(checkpoint, "build_model", lambda *_: WrongElsewhere(150))
     with pytest.raises(UserError, match=r"at 129x97 logits differ by .*nothing is kept.*--fixed"):
         export(weights, tmp_path / "out", (64, 96), fixed=False)
     assert list(tmp_path.iterdir()) == []
@@ -79,7 +79,7 @@ def test_a_network_that_cannot_be_exported_is_one_line(weights, tmp_path, monkey
         def forward(self, images):
             return super().forward(images if float(images.sum()) > 0 else -images)
 
-    monkeypatch.setattr(inference, "build_model", lambda *_: Branching(150))
+    monkeypatch.setattr(checkpoint, "build_model", lambda *_: Branching(150))
     with pytest.raises(UserError, match="PyTorch cannot export this network") as error:
         export(weights, tmp_path / "out", (64, 96), fixed=False)
     assert "\n" not in str(error.value)

@@ -11,10 +11,10 @@ from common.files import sha256_of
 from common.labels import voc_colormap
 from common.runs.reading import read_run
 from common.weights.card import card_of
-from encnet_single_gpu.checkpoint import FORMAT, read_state
+from encnet_single_gpu.checkpoint import FORMAT, load_network, read_state
 from encnet_single_gpu.config import read_config
 from encnet_single_gpu.eval import main as eval_main
-from encnet_single_gpu.inference import load_network, read_checkpoint_info
+from encnet_single_gpu.inference import read_checkpoint_info
 from encnet_single_gpu.runs import RunPlan
 from encnet_single_gpu.train import Trainer, _end, main
 
