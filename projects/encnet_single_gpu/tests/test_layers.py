@@ -57,7 +57,7 @@ def test_resnet_is_timms(name, output_stride, strides):
 def test_lite0_gives_timms_features_with_the_packages_weights(output_stride, strides):
     ours = EfficientNetLite("efficientnet_lite0", output_stride).eval()
     path = weight_file("package", "efficientnet_lite0")
-    load_backbone(ours, path)
+    load_backbone(path, ours)
     theirs = timm.create_model("tf_efficientnet_lite0", output_stride=output_stride).eval()
     theirs.load_state_dict({name: torch.from_numpy(value) for name, value in read_package(path).items()})
     expected = {}
