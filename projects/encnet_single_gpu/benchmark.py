@@ -29,11 +29,11 @@ from typing import NamedTuple
 from common.cli import CommandParser, UserError, run_command
 from common.files import write_csv
 from common.machine.bench import new_output, write_environment
+from common.machine.memory import keep_freed_memory
 from common.progress import track
 from common.runs.environment import environment
 from encnet_single_gpu.config import LossConfig
 from encnet_single_gpu.losses import SegmentationLoss
-from encnet_single_gpu.memory import keep_freed_memory
 from encnet_single_gpu.models import build_model
 
 import torch
