@@ -1,7 +1,5 @@
 """model.backbone=FILE.py: a backbone of torch2paddle.py under every head; training, resuming, evaluation, export."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from common.cli import UserError
@@ -14,7 +12,7 @@ from weights_convert.graph.command import Wanted, convert_module
 import numpy as np
 import paddle
 import pytest
-from glore_runs import ENV, PROJECT, command, train_here, train_words, write_data
+from glore_runs import command, train_here, train_words, write_data
 
 
 @pytest.fixture(scope="module", name="converted")
@@ -81,8 +79,7 @@ def test_it_trains_resumes_evaluates_and_exports(converted, tmp_path):
     start = result.tensors["conv1.0.weight" if "conv1.0.weight" in result.tensors else "conv1.weight"]
     moved = next(value for name, value in a.items() if name.startswith("backbone.conv1"))
     assert 0 < np.abs(moved - start).max() < 1, "it began with the file's weights, and learned"
-    export = [sys.executable, "export.py", "--weights", whole / "last.safetensors", "--output", tmp_path / "exported"]
-    done = subprocess.run(export, cwd=PROJECT, env=ENV, capture_output=True, text=True)
+    done = command("export.py", "--weights", whole / "last.safetensors", "--output", tmp_path / "exported")
     assert done.returncode == 0, done.stderr
     assert any(Path(tmp_path / "exported").rglob("*"))
 
