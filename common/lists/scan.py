@@ -17,6 +17,7 @@ from common.machine.parallel import parallel_map
 import cv2
 import numpy as np
 
+_MANY = 2**18  # pixels from which counting pairs of them is faster
 _EXACT_COUNTS = 2**24  # calcHist counts in float32, which is exact up to here
 
 
@@ -59,8 +60,19 @@ def count_values(label: np.ndarray) -> np.ndarray:
     counts = np.zeros(256, np.int64)
     rows = max(1, _EXACT_COUNTS // label.shape[1])
     for top in range(0, label.shape[0], rows):
-        counts += cv2.calcHist([label[top : top + rows]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        part = label[top : top + rows]
+        if part.size > _MANY and part.shape[1] % 2 == 0 and part.flags.c_contiguous:
+            # Two pixels at a time: equal neighbours, which labels consist of, make a processor wait for its own sums.
+            pairs = _histogram(part.view(np.uint16), 2**16).reshape(256, 256)
+            counts += pairs.sum(0) + pairs.sum(1)
+        else:
+            counts += _histogram(part, 256)
     return counts
+
+
+def _histogram(values: np.ndarray, count: int) -> np.ndarray:
+    """How often each of 0..count-1 occurs: (count,) int64."""
+    return cv2.calcHist([values], [0], None, [count], [0, count]).ravel().astype(np.int64)
 
 
 def label_set_of_file(path: str | os.PathLike, labels: LabelSet) -> LabelSet:

@@ -450,3 +450,13 @@ def test_wide_labels_with_narrow_values_are_no_mistake(dtype, tmp_path):
     assert scan_label(tmp_path / "labels/train/0.tif").counts.sum() == label.size
     Image.fromarray(label + dtype(300)).save(tmp_path / "labels/train/0.tif")
     assert "16-bit label" in check(tmp_path).found
+
+
+@pytest.mark.parametrize("size", [(1024, 2048), (1023, 2048), (1024, 2047), (5, 7), (4100, 4100)])
+def test_values_are_counted_exactly_whatever_the_size(size):
+    """Pairs of pixels where there are many and the width is even, single ones elsewhere; more than float32 counts."""
+    label = np.random.default_rng(0).choice(np.array([0, 0, 0, 7, 255], np.uint8), size)
+    expected = [int((label == value).sum()) for value in range(256)]
+    assert count_values(label).tolist() == expected
+    assert count_values(np.asfortranarray(label)).tolist() == expected
+    assert count_values(np.full(size, 3, np.uint8))[3] == size[0] * size[1]

@@ -31,7 +31,7 @@ class ModelConfig:
     """The network and what it starts from."""
 
     name: Literal["pspnet", "deeplabv3", "glore", "ginet"]  # the decode head
-    backbone: str  # a name of models.backbones.backbone_names()
+    backbone: str  # a name of models.backbones.backbone_names(), or FILE.py of torch2paddle.py
     backbone_weights: str | None  # ImageNet's: .safetensors, .pdparams, or "package" (of pip); null = random
     output_stride: int | None  # 8, 16 or 32: dilation in place of stride; null = the default of build_model
     multi_grid: tuple[int, int, int] | None  # dilation factors of the last ResNet stage's blocks; null = none

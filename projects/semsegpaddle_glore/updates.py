@@ -6,6 +6,7 @@ import contextlib
 import copy
 from typing import Any
 
+from common.cli import UserError
 from common.runs.plan import require_finite
 from semsegpaddle_glore import processes
 from semsegpaddle_glore.checkpoint import float32_weights
@@ -48,6 +49,8 @@ class Updater:
         self.scaler = paddle.amp.GradScaler(enable=self.amp is not None)
         self.model = model
         if processes.world_size() > 1 and processes.on_gpu():
+            if getattr(model.backbone, "converted_from", None):
+                raise UserError("a converted backbone's batch norms are not synchronised: train with one process")
             self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._float32_copy = copy.deepcopy(self.model) if self.amp == "O2" else None
         if self.amp == "O2":

@@ -261,8 +261,8 @@ class _Scope:
         if name.startswith("aten.sym_size"):
             return f"{self.expression(node.args[0], node)}.shape[{node.args[1]}]"
         simple = {
-            "sym_max": "max",
-            "sym_min": "min",
+            "sym_max": "larger",
+            "sym_min": "smaller",
             "sym_int": "int",
             "trunc": "int",
             "neg": "-",
@@ -273,14 +273,24 @@ class _Scope:
             arguments = (
                 self.size(arg) if isinstance(arg, torch.fx.Node) else literal(arg, "size") for arg in node.args
             )
+            if simple[short] in ("larger", "smaller"):
+                self.helper(simple[short])
             return f"{simple[short]}({', '.join(arguments)})"
         if short in ("floor", "ceil"):
-            self.writer.helpers.add("math")
-            return f"math.{short}({self.size(node.args[0])})"
+            return self._rounded(node.args[0], short)
         try:
             return self._worked_out(expression)
         except UserError:
             raise UserError(f"no rule for {name}, a size that is computed{_place(node)}") from None
+
+    def _rounded(self, node: Any, way: str) -> str:
+        """A quotient of sizes as a whole number, in whole numbers: a static graph has no others."""
+        if isinstance(node, torch.fx.Node) and operator_name(node.target).endswith("truediv"):
+            a, b = (self.size(arg) if is_size(arg) else literal(arg, "size") for arg in node.args)
+            if node.args[1] == 1:
+                return a
+            return f"({a} // {b})" if way == "floor" else f"(({a} + {b} - 1) // {b})"
+        raise UserError(f"no rule for {way} of a size{_place(self.current)}")
 
     size_of = size
 
@@ -317,8 +327,8 @@ class _Scope:
             return f"({parts[0]} % {parts[1]})"
         if isinstance(expression, sympy.Pow) or name == "PowByNatural":
             return f"({parts[0]} ** {parts[1]})"
-        if name in ("Max", "Min"):
-            return f"{name.lower()}({', '.join(parts)})"
+        if name in ("Max", "Min") and len(parts) == 2:
+            return f"{self.helper('larger' if name == 'Max' else 'smaller')}({', '.join(parts)})"
         user = next((n for n in self.writer.nodes if n.op == "placeholder" and _has_size(n, expression)), None)
         if user is not None:
             axis = [getattr(getattr(s, "node", None), "expr", s) for s in user.meta["val"].shape].index(expression)

@@ -102,6 +102,16 @@ class Tensors(nn.Layer):
                 setattr(self, name, self.create_parameter(shape))
 
 
+def larger(a, b):
+    """The larger of two sizes; in a static graph, where they are tensors, too."""
+    return (a + b + abs(a - b)) // 2
+
+
+def smaller(a, b):
+    """The smaller of two sizes; in a static graph, where they are tensors, too."""
+    return (a + b - abs(a - b)) // 2
+
+
 def attention(query, key, value, mask=None, scale=None, is_causal=False):
     """Scaled dot-product attention, (..., N, D) each; a mask of truth values says what is seen."""
     scores = paddle.matmul(query, key, transpose_y=True) * (query.shape[-1] ** -0.5 if scale is None else scale)

@@ -147,21 +147,23 @@ def _cut(pads: list[int], rank: int) -> str:
     *("aten.upsample_nearest1d.vec", "aten.upsample_nearest2d.vec", "aten.upsample_linear1d.vec"),
     *("aten.upsample_bilinear2d.vec", "aten.upsample_bicubic2d.vec", "aten.upsample_nearest2d.default"),
     *("aten.upsample_bilinear2d.default", "aten.upsample_bicubic2d.default"),
+    *("aten._upsample_bilinear2d_aa.vec", "aten._upsample_bicubic2d_aa.vec"),
 )
 def upsample(call: Call) -> str:
     """Resized to a size, or by factors: whole factors and sizes give one grid; other factors say the grid themselves.
 
     Without aligned corners pixels are areas (Paddle's align_mode=0); nearest takes floor(index * in / out).
     """
-    mode = next(
-        name for name in ("nearest", "bilinear", "linear", "bicubic") if call.name.split("_")[1].startswith(name)
-    )
+    kind = call.name.split("upsample_")[1]
+    mode = next(name for name in ("nearest", "bilinear", "linear", "bicubic") if kind.startswith(name))
     name = "input" if "input" in call.arguments else "self"
     factors, x = call.arguments.get("scale_factors"), call.x(name)
     sizes = call["output_size"]
     options = f', mode="{mode}"'
     if mode != "nearest":
         options += f", align_corners={bool(call['align_corners'])}"
+    if "_aa." in call.name:
+        options += ", antialias=True"
     if sizes is None and any(float(factor) != int(factor) for factor in factors):
         return f"F.interpolate({x}, scale_factor={literal([float(f) for f in factors], 'scale')}{options})"
     rank = 1 if "1d" in call.name else 2

@@ -27,6 +27,12 @@ def reshape(call: Call) -> str:
     return f"{call.x()}.reshape({_target_shape(call, list(call[name]))})"
 
 
+@rule("aten.reshape_as.default", "aten.view_as.default")
+def reshape_as(call: Call) -> str:
+    """The same values in the shape of another tensor."""
+    return f"{call.x()}.reshape([{', '.join(call.size_of(size) for size in call.out.shape)}])"
+
+
 @rule("aten.unflatten.int")
 def unflatten(call: Call) -> str:
     """One axis split into several."""

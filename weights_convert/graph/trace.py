@@ -25,7 +25,7 @@ AXES = {0: "B", 2: "H", 3: "W"}
 FREEDOMS = (("B", "H", "W"), ("B",), ())
 NOTHING = {  # operators that change no value: not written
     *("aten.alias.default", "aten.clone.default", "aten.contiguous.default", "aten.lift_fresh_copy.default"),
-    *("aten.lift_fresh.default", "aten.view_as.default", "aten.resolve_conj.default", "aten.expand_as.same"),
+    *("aten.lift_fresh.default", "aten.resolve_conj.default"),
 }
 CHECKS = ("_assert", "sym_constrain_range")
 MUTABLE_VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "expand", "narrow", "unbind", "split")

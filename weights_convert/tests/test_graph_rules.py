@@ -112,6 +112,8 @@ POOL = {
     "nearest": lambda x, p: F.interpolate(x, size=(9, 5)),
     "nearest by 2": lambda x, p: F.interpolate(x, scale_factor=2),
     "bicubic": lambda x, p: F.interpolate(x, size=(9, 5), mode="bicubic"),
+    "bilinear, antialiased": lambda x, p: F.interpolate(x, size=(3, 5), mode="bilinear", antialias=True),
+    "bicubic, antialiased": lambda x, p: F.interpolate(x, size=(9, 5), mode="bicubic", antialias=True),
     "grid_sample": lambda x, p: F.grid_sample(x, p[:, :2].permute(0, 2, 3, 1) - 1, align_corners=False),
     "pixel_shuffle": lambda x, p: F.pixel_shuffle(x, 2),
     "pixel_unshuffle": lambda x, p: F.pixel_unshuffle(x, 2),
@@ -123,6 +125,7 @@ POOL = {
 SHAPE = {
     "reshape": lambda x, p: x.reshape(x.shape[0], 2, -1),
     "view of sizes": lambda x, p: x.view(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]).transpose(1, 2),
+    "reshape_as": lambda x, p: x.reshape_as(p.transpose(1, 2)),
     "flatten": lambda x, p: x.flatten(1, -2),
     "unflatten": lambda x, p: x.unflatten(1, (2, 2)),
     "permute": lambda x, p: x.permute(0, -1, 1, 2),

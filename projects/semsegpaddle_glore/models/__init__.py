@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from common.cli import UserError, did_you_mean
 from semsegpaddle_glore.models.aux_head import AuxHead
 from semsegpaddle_glore.models.backbones import build_backbone
+from semsegpaddle_glore.models.backbones.converted import is_converted
 from semsegpaddle_glore.models.deeplabv3 import ASPPHead
 from semsegpaddle_glore.models.ginet import GINetHead
 from semsegpaddle_glore.models.glore import GloReHead
@@ -46,9 +47,9 @@ def build_model(
 
     Args:
         name: The decode head, one of `model_names()`.
-        backbone: One of `backbones.backbone_names()`; None is resnet101.
+        backbone: One of `backbones.backbone_names()`, or a file of torch2paddle.py; None is resnet101.
         num_classes: Number of classes.
-        output_stride: 8, 16 or 32; None is 8, and 4 for HRNet, which has no other.
+        output_stride: 8, 16 or 32; None is 8, and 4 for HRNet, which has no other; a converted backbone has its own.
         multi_grid: Factors of the dilations in the backbone's last stage, as `build_backbone` takes them.
         word_embeddings: For ginet, (num_classes, dim): a vector per class name, see `word_embeddings.py`. None puts
             made-up 50-dimensional ones there: a network of the right shape that knows nothing of the words. The other
@@ -66,7 +67,7 @@ def build_model(
     if name not in MODELS:
         raise UserError(f"unknown network '{name}': {did_you_mean(name, model_names())}")
     backbone = backbone or DEFAULT_BACKBONE
-    if output_stride is None and not backbone.startswith("hrnet"):
+    if output_stride is None and not backbone.startswith("hrnet") and not is_converted(backbone):
         output_stride = 8
     network = build_backbone(backbone, output_stride, multi_grid, first_block_dilated=first_block_dilated)
     in_channels = network.out_channels[-1]

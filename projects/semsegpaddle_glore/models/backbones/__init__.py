@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.cli import UserError, did_you_mean
+from semsegpaddle_glore.models.backbones.converted import build_converted, is_converted
 from semsegpaddle_glore.models.backbones.efficientnet import EFFICIENTNETS, EfficientNet
 from semsegpaddle_glore.models.backbones.efficientnet_lite import EFFICIENTNET_LITES, EfficientNetLite
 from semsegpaddle_glore.models.backbones.hrnet import HRNETS, HRNet
@@ -39,7 +40,7 @@ def build_backbone(
     """Builds a backbone with random weights drawn from Paddle's generator (`paddle.seed`).
 
     Args:
-        name: One of `backbone_names()`.
+        name: One of `backbone_names()`, or a file of torch2paddle.py (`converted.py`).
         output_stride: 8, 16 or 32; None is the ImageNet network's own, 32 (HRNet: 4 and nothing else).
         multi_grid: Factors of the dilations in the last stage (ResNet and ResNeXt only), for instance (1, 2, 4).
         num_classes: Outputs of the ImageNet classifier; 0 leaves it out.
@@ -48,6 +49,10 @@ def build_backbone(
     Raises:
         UserError: Unknown name, or an output stride or multi-grid that the backbone does not have.
     """
+    if is_converted(name):
+        if multi_grid is not None or first_block_dilated or num_classes:
+            raise UserError(f"model.multi_grid and first_block_dilated are not possible with {name}: leave them out")
+        return build_converted(name, output_stride)
     if name not in backbone_names():
         raise UserError(f"unknown backbone '{name}': {did_you_mean(name, backbone_names())}")
     allowed = (4,) if name in HRNETS else (8, 16, 32)
