@@ -17,6 +17,7 @@ from torch import nn
 # Stages 2 and 3 of table 1, after the downsampling block: how each block convolves between its 1x1 convolutions.
 CONTEXT_BLOCKS = ("regular", "dilated 2", "asymmetric", "dilated 4", "regular", "dilated 8", "asymmetric", "dilated 16")
 BATCH_NORM_EPSILON = 1e-3
+STRIDE = 8  # of the encoder's features
 
 
 class ENet(nn.Module):
@@ -30,8 +31,8 @@ class ENet(nn.Module):
 
     Reference: table 1; encoder.lua and decoder.lua. PReLU with a slope per channel in the encoder, ReLU in the decoder;
         dropout 0.01 in the first five bottlenecks, 0.1 in the encoder's others, none in the decoder.
-    Deviation: sides that are not multiples of 8 are rounded up (the authors' code takes only multiples); dropout is
-        scaled in training, not in evaluation; no output for the unlabelled class, which the loss ignores.
+    Deviation: images whose sides are no multiples of 8 are padded with zeros (the authors' code takes only multiples);
+        dropout is scaled in training, not in evaluation; no output for the unlabelled class, which the loss ignores.
     """
 
     def __init__(self, num_classes: int):
@@ -63,20 +64,23 @@ class ENet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Returns logits, in training a dict of them; the encoder's alone are enlarged in evaluation."""
-        feat2 = self.initial(images)  # (B, 16, H/2, W/2), sides rounded up here and below
+        height, width = images.shape[2:]
+        images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
+        feat2 = self.initial(images)  # (B, 16, H/2, W/2), H and W rounded up to multiples of 8 from here
         feat4, places2 = self.down1(feat2)  # (B, 64, H/4, W/4)
         feat8, places4 = self.down2(self.stage1(feat4))  # (B, 128, H/8, W/8)
         feat8 = self.stage3(self.stage2(feat8))
         if self.encoder_alone:
             logits = self.encoder_classifier(feat8)  # (B, num_classes, H/8, W/8)
-            if not self.training:
-                logits = F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+            if self.training:
+                return {"logits": logits}
+            logits = F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
         else:
-            up4 = self.stage4(self.up4(feat8, places4, feat4.shape[2:]))  # (B, 64, H/4, W/4)
-            up2 = self.stage5(self.up5(up4, places2, feat2.shape[2:]))  # (B, 16, H/2, W/2)
-            logits = self.classifier(up2)  # (B, num_classes, H, W), sides rounded up to even ones
-            if torch.compiler.is_compiling() or logits.shape[2:] != images.shape[2:]:  # exported: any size
-                logits = logits[..., : images.shape[2], : images.shape[3]]
+            up4 = self.stage4(self.up4(feat8, places4))  # (B, 64, H/4, W/4)
+            up2 = self.stage5(self.up5(up4, places2))  # (B, 16, H/2, W/2)
+            logits = self.classifier(up2)  # (B, num_classes, H, W)
+        if torch.compiler.is_compiling() or logits.shape[2:] != (height, width):  # an exported graph takes any size
+            logits = logits[..., :height, :width]
         return {"logits": logits} if self.training else logits
 
 
@@ -95,7 +99,7 @@ class InitialBlock(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Applies both and normalises them together."""
         convolved = self.conv(images)
-        pooled = F.max_pool2d(images.to(convolved.dtype), kernel_size=2, ceil_mode=True)  # one type, also in bf16
+        pooled = F.max_pool2d(images.to(convolved.dtype), kernel_size=2)  # one type, also in bf16
         return self.activation(self.norm(torch.cat([convolved, pooled], dim=1)))
 
 
@@ -142,7 +146,7 @@ class Bottleneck(nn.Module):
 class DownsamplingBottleneck(nn.Module):
     """A bottleneck that halves the sides: 2x2 convolution at stride 2, beside max pooling padded with zero channels.
 
-    Shapes: (B, in, H, W) -> (B, out, H/2, W/2), sides rounded up, and where each maximum was, int64 (B, in, H/2, W/2).
+    Shapes: (B, in, H, W) -> (B, out, H/2, W/2), and where each maximum was, int64 (B, in, H/2, W/2); H and W even.
 
     Reference: figure 2b with the dashed parts; section 4, "sparse upsampling".
     """
@@ -164,11 +168,8 @@ class DownsamplingBottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (features, places)."""
-        main, places = F.max_pool2d(x, kernel_size=2, ceil_mode=True, return_indices=True)
+        main, places = F.max_pool2d(x, kernel_size=2, return_indices=True)
         main = F.pad(main, (0, 0, 0, 0, 0, self.extra_channels))  # (B, out, H/2, W/2)
-        odd_rows, odd_columns = x.shape[2] % 2, x.shape[3] % 2
-        if torch.compiler.is_compiling() or odd_rows or odd_columns:  # an exported graph takes any size
-            x = F.pad(x, (0, odd_columns, 0, odd_rows))
         return self.activation(main + self.branch(x)), places
 
 
@@ -195,7 +196,7 @@ class DecoderBottleneck(nn.Module):
 class UpsamplingBottleneck(nn.Module):
     """A bottleneck that doubles the sides: 3x3 transposed convolution, beside 1x1 convolution and unpooling.
 
-    Shapes: x (B, in, h, w), places (B, out, h, w) of the pooling to undo, size (H, W) -> (B, out, H, W).
+    Shapes: x (B, in, h, w), places (B, out, h, w) of the pooling to undo -> (B, out, 2h, 2w).
 
     Reference: figure 2b; section 4, "sparse upsampling".
     """
@@ -205,17 +206,17 @@ class UpsamplingBottleneck(nn.Module):
         inner = out_channels // 4
         self.main = nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), _norm(out_channels))
         self.reduce = nn.Sequential(nn.Conv2d(in_channels, inner, kernel_size=1, bias=False), _norm(inner), nn.ReLU())
-        self.enlarge = nn.ConvTranspose2d(inner, inner, kernel_size=3, stride=2, padding=1)
+        self.enlarge = nn.ConvTranspose2d(inner, inner, kernel_size=3, stride=2, padding=1, output_padding=1)
         self.expand = nn.Sequential(
             *(_norm(inner), nn.ReLU()),
             nn.Conv2d(inner, out_channels, kernel_size=1, bias=False),
             _norm(out_channels),
         )
 
-    def forward(self, x: torch.Tensor, places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Returns relu(unpooled + branch)."""
-        main = F.max_unpool2d(self.main(x), places, kernel_size=2, output_size=size)  # (B, out, H, W)
-        branch = self.enlarge(self.reduce(x), output_size=size)  # (B, inner, H, W)
+        main = F.max_unpool2d(self.main(x), places, kernel_size=2)  # (B, out, 2h, 2w)
+        branch = self.enlarge(self.reduce(x))  # (B, inner, 2h, 2w)
         return F.relu(main + self.expand(branch))
 
 

@@ -160,7 +160,7 @@ def test_upsampling_is_the_authors():
     y = norm(F.conv2d(F.relu(norm(y, layer.expand[0])), layer.expand[2].weight), layer.expand[3])
     pooled = norm(F.conv2d(x, layer.main[0].weight), layer.main[1])
     unpooled = torch.zeros(2, 16, 80, dtype=torch.float64).scatter(2, places.flatten(2), pooled.flatten(2))
-    torch.testing.assert_close(layer(x, places, (10, 8)), F.relu(unpooled.reshape(2, 16, 10, 8) + y))
+    torch.testing.assert_close(layer(x, places), F.relu(unpooled.reshape(2, 16, 10, 8) + y))
 
 
 def test_initial_block_is_the_authors():
