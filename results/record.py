@@ -3,10 +3,10 @@
     python results/record.py projects/stdc_seg/output/quickstart_s0_20261121_3c5f26a
 
 Copies config.yaml, env.json, train.csv, eval.csv, per_class.csv, curve.png, and what eval.py left in eval_*/ below;
-weights stay where they are. Refuses a run that has an empty field, that has files which contradict each other, that has
-not reached its last iteration, that saw two data sets, or whose code cannot be looked up: files that differed from the
-commit, or a commit that this repository does not have. `--unknown-code` takes the last kind all the same; env.json says
-what is known.
+weights stay where they are, and of a data folder given by its absolute path the last part is kept. Refuses a run that
+has an empty field, that has files which contradict each other, that has not reached its last iteration, that saw two
+data sets, or whose code cannot be looked up: files that differed from the commit, or a commit that this repository does
+not have. `--unknown-code` takes the last kind all the same; env.json says what is known.
 
 The score of the test split (`eval.py --split test`) is taken along; of a run that is recorded already it is added, and
 nothing else of it is changed. Refuses a test score of another checkpoint than the best on val, and a second one.
@@ -14,9 +14,8 @@ nothing else of it is changed. Refuses a test score of another checkpoint than t
 
 from __future__ import annotations
 
-import filecmp
+import json
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -74,9 +73,25 @@ def record(folder: Path, root: Path, unknown_code: bool = False) -> Path:
         whole = Path(scratch) / run.name
         for file in files:
             (whole / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / file, whole / file)
+            (whole / file).write_bytes(_published(folder / file))
         whole.rename(target)
     return target
+
+
+def _published(path: Path) -> bytes:
+    """The bytes of a file as they are recorded."""
+    if path.name != "env.json":
+        return path.read_bytes()
+    env = json.loads(path.read_text(encoding="utf-8"))
+    shortened = _without_path(env)
+    if shortened == env:
+        return path.read_bytes()
+    return (json.dumps(shortened, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_path(env: dict) -> dict:
+    root = env.get("data_root")
+    return env | {"data_root": Path(root).name} if root and Path(root).is_absolute() else env
 
 
 def _check_name(run: RecordedRun) -> None:
@@ -134,7 +149,13 @@ def _adds_test_score(folder: Path, target: Path) -> bool:
 
     def parts(run: Run) -> list:
         rows = [{k: v for k, v in row.items() if k not in CHECKPOINT_COLUMNS} for row in run.validations]
-        return [run.config_text, run.env, run.train, rows, [row for row in run.per_class if row["split"] != TEST]]
+        return [
+            run.config_text,
+            _without_path(run.env),
+            run.train,
+            rows,
+            [row for row in run.per_class if row["split"] != TEST],
+        ]
 
     new, old = read_run(folder), read_run(target)
     return len(old.validations) == len(old.eval) < len(new.eval) and parts(new) == parts(old)
@@ -151,7 +172,8 @@ def _check_commit(run: RecordedRun, root: Path) -> None:
 
 def _check_same(folder: Path, target: Path, files: list[Path]) -> None:
     there = [path.relative_to(target) for path in target.rglob("*") if path.is_file()]
-    if sorted(there) != sorted(files) or not all(filecmp.cmp(folder / f, target / f, shallow=False) for f in files):
+    same = sorted(there) == sorted(files) and all(_published(folder / f) == (target / f).read_bytes() for f in files)
+    if not same:
         raise UserError(f"{target} is recorded already and holds something else: recorded runs are never changed")
 
 

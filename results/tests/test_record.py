@@ -46,6 +46,18 @@ def test_the_files_are_copied_without_the_weights(finished):
     assert record(folder, root) == target  # again: nothing happens
 
 
+def test_where_the_data_lay_on_the_machine_of_training_is_not_published(finished):
+    root, folder = finished
+    set_env(folder, data_root="/home/somebody/data/camvid")
+    target = record(folder, root)
+    assert json.loads((target / "env.json").read_text())["data_root"] == "camvid"
+    assert json.loads((folder / "env.json").read_text())["data_root"] == "/home/somebody/data/camvid"  # to resume
+    assert record(folder, root) == target
+    add_test_score(folder, 200, 61.0)
+    record(folder, root)
+    assert json.loads((target / "env.json").read_text())["data_root"] == "camvid"
+
+
 def test_a_recorded_run_is_never_changed(finished):
     root, folder = finished
     target = record(folder, root)
