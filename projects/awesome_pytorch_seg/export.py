@@ -39,6 +39,7 @@ from common.weights.exported import (
 )
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 FILE = "model.onnx"
@@ -123,13 +124,18 @@ class CroppedConvTranspose2d(nn.Module):
 
     def __init__(self, layer: nn.ConvTranspose2d):
         super().__init__()
+        self.own_padding = layer.output_padding
         layer.output_padding = tuple(step - 1 for step in layer.stride)
         self.layer = layer
 
-    def forward(self, x: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
-        """(B, C, h, w) -> (B, D, *output_size)."""
+    def forward(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """(B, C, h, w) -> (B, D, *output_size), or of the layer's own size where none is asked for."""
+        layer = self.layer
+        if output_size is None:
+            sizes = (layer.stride, layer.padding, self.own_padding)
+            return F.conv_transpose2d(x, layer.weight, layer.bias, *sizes, layer.groups, layer.dilation)
         height, width = output_size
-        return self.layer(x)[..., :height, :width]
+        return layer(x)[..., :height, :width]
 
 
 def with_fixed_padding(model: nn.Module) -> nn.Module:
