@@ -65,7 +65,8 @@ class ENet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Returns logits, in training a dict of them; the encoder's alone are enlarged in evaluation."""
         height, width = images.shape[2:]
-        images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
+        cells = (height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE
+        images = F.pad(images, (0, STRIDE * cells[1] - width, 0, STRIDE * cells[0] - height))
         feat2 = self.initial(images)  # (B, 16, H/2, W/2), H and W rounded up to multiples of 8 from here
         feat4, places2 = self.down1(feat2)  # (B, 64, H/4, W/4)
         feat8, places4 = self.down2(self.stage1(feat4))  # (B, 128, H/8, W/8)
