@@ -44,11 +44,11 @@ def parse_args(description: str, words: Sequence[str] | None = None) -> argparse
     add = parser.add_argument_group("flags of the original project").add_argument
     add("--use_gpu", action="store_true", help="insist on a GPU")
     add("--use_mpio", action="store_true", help="prepare batches in threads where the config has none")
-    add("--log_steps", type=positive, metavar="N", help="the same as train.log_every=N")
+    add("--log_steps", type=positive, metavar="N", help="the same as train.log_every=N (default: the config's)")
     add("--do_eval", action="store_true", help="no effect: every run is evaluated, see train.eval_every")
     add("--debug", action="store_true", help="no effect: the run folder has every detail")
     add("--use_vdl", action="store_true", help="no effect: train.csv, eval.csv and curve.png are always written")
-    add("--vdl_log_dir", metavar="DIR", help="no effect, as --use_vdl")
+    add("--vdl_log_dir", metavar="DIR", help="no effect, as --use_vdl (default: none)")
     args = parser.parse_intermixed_args(_resume_what(sys.argv[1:] if words is None else list(words)))
     options, args.overrides = take_options(args.overrides)
     if "weights" in options:
