@@ -123,10 +123,10 @@ def check(arch: Arch, weights: Path, paddle_file: Path, options: Options) -> Con
 
 def print_list() -> None:
     """Prints a line for each architecture and source."""
-    print(f"{'--arch':<22}{'--source':<13}{'from':<41}to")
+    print(f"{'--arch':<22}{'--source':<13}{'from':<50}to")
     for arch in all_archs():
         for source in arch.sources:
-            print(f"{arch.name:<22}{source.name:<13}{source.title:<41}{arch.target}")
+            print(f"{arch.name:<22}{source.name:<13}{source.title:<50}{arch.target}")
 
 
 def prove_all(options: Options, report: Path | None, archs: Sequence[Arch]) -> int:

@@ -136,7 +136,7 @@ def test_every_field_of_its_state_with_values_of_every_kind(target, tmp_path, tr
         except UserError as error:
             require_refusal(error, path, field)
         else:
-            assert field in ("scaler", "palette"), field  # they have a default
+            assert field in ("scaler", "palette", "is_evaluated"), field  # they have a default
     tried("a checkpoint whose state was changed", target.name, len(seen))
 
 

@@ -202,7 +202,7 @@ def test_what_is_no_label_set_is_refused(kind, tmp_path, tried):
         ("name: a\nclasses: [x, x]\n", "already that of classes[0]"),
         ("name: a\nclasses: [yes]\n", "put it in quotes"),
         ("name: a\nclasses: {x: 1}\n", "must be a list"),
-        ("name: a\nclasses: []\n", "must be a list of 1"),
+        ("name: a\nclasses: []\n", "must be a list of 2"),
         ("name: a\nclasses: [x]\nids: {300: 0}\n", "must be a whole number 0..255"),
         ("name: a\nclasses: [x]\nids: {0: 1}\n", "needs a train id"),
         ("name: a\nclasses: [x]\nclases: [y]\n", "did you mean 'classes'"),

@@ -158,7 +158,7 @@ def test_the_list_command_refuses_it(kind, root, tried, monkeypatch, capsys):
     tried("a bad list", "common/create_dataset_list.py")
     path = root / "list.txt"
     path.write_bytes(BAD[kind][0])
-    (root / "classes.yaml").write_text("name: squares\nclasses: [one]\n")
+    (root / "classes.yaml").write_text("name: squares\nclasses: [one, two]\n")
     with nothing_written(root):
         try:
             status = create_dataset_list.main(["check", str(path)])

@@ -234,7 +234,7 @@ def test_drawing_goes_on_wherever_the_writing_of_lists_ended(written, tmp_path, 
         return atomic_write(path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("common.dataset_list.atomic_write", write)
+        patch.setattr("common.lists.make.atomic_write", write)
         draw_toy("cityscapes", tmp_path / "cut", 3, 2, (64, 128))
     draw_toy("cityscapes", tmp_path / "cut", 3, 2, (64, 128))
     assert below(tmp_path / "cut") == below(tmp_path / "whole")

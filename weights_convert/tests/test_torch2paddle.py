@@ -44,7 +44,7 @@ def test_without_arguments_it_lists_everything(monkeypatch, capsys):
     names = [line.split()[0] for line in lines[1:]]
     wanted = "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d hrnet_w18 hrnet_w48 "
     wanted += "xception65 xception71 stdcnet813 stdcnet1446 stdc1_seg stdc2_seg stdc1_seg_paddleseg stdc2_seg_paddleseg"
-    assert set(wanted.split()) | {f"efficientnet_b{size}" for size in range(8)} == set(names)
+    assert set(wanted.split()) | {f"efficientnet_b{size}" for size in range(8)} | {"efficientnet_lite0"} == set(names)
     assert any("torchvision.models.resnet50 " in line and "build_backbone('resnet50')" in line for line in lines)
 
 

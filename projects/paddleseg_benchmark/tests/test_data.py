@@ -151,7 +151,7 @@ def test_labels_of_one_class_alone_are_refused_and_absent_classes_are_named(tmp_
             with pytest.raises(UserError, match=message):
                 survey_for_training(pairs, pairs)
         else:
-            train, _ = survey_for_training(pairs, pairs)
+            train, _ = survey_for_training(pairs, pairs).splitlines()
             assert train == "train: 4 images of 96x96; in none of 4 labels looked at: kerb"
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
-from semsegpaddle_glore import updates
+from semsegpaddle_glore import processes
 from semsegpaddle_glore.config import LossConfig, read_config
 from semsegpaddle_glore.losses import SegmentationLoss
 from semsegpaddle_glore.lr_schedule import learning_rate
@@ -148,7 +148,7 @@ def test_evaluation_takes_the_float32_weights_that_a_checkpoint_holds(monkeypatc
 
     plain = make_updater()
     assert plain.float32_model() is plain.model
-    monkeypatch.setattr(updates, "on_gpu", lambda: True)
+    monkeypatch.setattr(processes, "on_gpu", lambda: True)
     monkeypatch.setattr(paddle.amp, "decorate", decorate)
     updater = Updater(plain.model, SegmentationLoss(LossConfig(0.4, 0.2)), plain.optimizer, 0, amp="O2")
     for factor in (1.0, 3.0):  # the second time after an update
